@@ -1,0 +1,3 @@
+"""Octavo runs language models on your own machine."""
+
+__version__ = "0.1.0"

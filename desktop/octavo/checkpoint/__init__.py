@@ -1,0 +1,1 @@
+"""Reads the headers of checkpoint files; no torch, no network, no weights."""

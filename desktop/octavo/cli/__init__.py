@@ -1,0 +1,1 @@
+"""The headless verbs of `octavo`, a module each."""

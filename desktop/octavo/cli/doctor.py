@@ -1,0 +1,145 @@
+"""`octavo doctor`: machine, devices, versions, folders; what is missing and what to do."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from octavo import __version__
+from octavo.cli.terminal import STARTER, make_core, print_table
+from octavo.cli.window import why_no_window
+from octavo.core import Core
+from octavo.engine.device import Device, detect_devices
+from octavo.paths import AppPaths
+from octavo.units import format_bytes
+
+PACKAGES = ("torch", "pyside6-essentials", "qasync", "tokenizers", "nvidia-ml-py", "numpy")
+LOW_DISK_BYTES = 2 * 1024**3
+
+
+@dataclass(slots=True)
+class Findings:
+    """What was found, section by section, and what a person should know or do about it."""
+
+    sections: dict[str, dict[str, str]] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
+
+
+def doctor_verb(options: argparse.Namespace, paths: AppPaths) -> int:
+    """`octavo doctor`: always 0; what is wrong is said, not signalled."""
+    findings = examine(paths, make_core(options, paths))
+    if options.json:
+        content = {**findings.sections, "advice": findings.advice}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+        return 0
+    for title, entries in findings.sections.items():
+        print_table((title, ""), [(f"  {name}", value) for name, value in entries.items()])
+        print()
+    if not findings.advice:
+        print("Everything Octavo needs is here.")
+    for sentence in findings.advice:
+        print(f"→ {sentence}")
+    return 0
+
+
+def examine(paths: AppPaths, core: Core) -> Findings:
+    """Looks at everything; loads no model and creates nothing."""
+    findings = Findings()
+    findings.sections["Machine"] = _machine()
+    _examine_devices(findings, detect_devices())
+    _examine_versions(findings)
+    _examine_window(findings)
+    _examine_folders(findings, paths, core)
+    _examine_library(findings, core)
+    return findings
+
+
+def _machine() -> dict[str, str]:
+    memory = psutil.virtual_memory()
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": f"{psutil.cpu_count(logical=False) or '?'} cores,"
+        f" {psutil.cpu_count()} threads",
+        "memory": f"{format_bytes(memory.total)}, {format_bytes(memory.available)} free",
+    }
+
+
+def _examine_devices(findings: Findings, devices: list[Device]) -> None:
+    findings.sections["Devices"] = {
+        device.torch_name: f"{device.name}, {format_bytes(device.total_bytes)}"
+        + ("" if device.supported else f" – not used: {device.reason}")
+        for device in devices
+    }
+    if not any(device.kind == "cuda" for device in devices):
+        findings.advice.append("No NVIDIA GPU was found; models run on the CPU.")
+    for device in devices:
+        if not device.supported:
+            findings.advice.append(f"{device.name} is not used: {device.reason}")
+
+
+def _examine_versions(findings: Findings) -> None:
+    versions = {"octavo": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "missing"
+            findings.advice.append(
+                f"{package} is missing. `python3 packaging/launch.py` sets everything up."
+            )
+    findings.sections["Versions"] = versions
+
+
+def _examine_window(findings: Findings) -> None:
+    reason = why_no_window(os.environ, sys.platform)
+    findings.sections["Window"] = {"display": "answers" if reason is None else reason}
+    if reason is not None:
+        findings.advice.append(f"{reason}: `octavo` chats on the terminal instead.")
+
+
+def _examine_folders(findings: Findings, paths: AppPaths, core: Core) -> None:
+    folders = {
+        "models": core.models_dir,
+        "data": paths.data_dir,
+        "settings": paths.config_dir,
+        "cache": paths.cache_dir,
+    }
+    entries = {}
+    for name, folder in folders.items():
+        existing = _nearest_existing(folder)
+        free = shutil.disk_usage(existing).free
+        entries[name] = f"{folder} ({format_bytes(free)} free)"
+        if not os.access(existing, os.W_OK):
+            findings.advice.append(f"The {name} folder {folder} cannot be written.")
+        elif name == "models" and free < LOW_DISK_BYTES:
+            findings.advice.append(
+                f"Only {format_bytes(free)} are free at {folder}: too little for most models."
+            )
+    entries["log"] = str(paths.log_file)
+    findings.sections["Folders"] = entries
+    if core.settings_error is not None:
+        findings.advice.append(str(core.settings_error))
+
+
+def _nearest_existing(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _examine_library(findings: Findings, core: Core) -> None:
+    models = core.library.scan()
+    findings.sections["Library"] = {
+        model.name: model.problem or f"{model.quantization}, {format_bytes(model.size_bytes)}"
+        for model in models
+    } or {"models": "none"}
+    findings.advice += core.library.problems
+    if not models:
+        findings.advice.append(f"No models yet: `octavo pull {STARTER}` fetches a small one.")

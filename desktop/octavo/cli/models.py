@@ -1,0 +1,135 @@
+"""`octavo pull`, `list`, `show`, `rm` and `ps`: the models on this machine."""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from octavo.cli.terminal import STARTER, find_model, make_core, print_table, pull_starter
+from octavo.core import Core
+from octavo.errors import ModelNotFoundError, OctavoError
+from octavo.hub.library import LibraryModel
+from octavo.paths import AppPaths
+from octavo.running import running_models
+from octavo.units import format_bytes, format_count, format_seconds
+
+
+def pull_verb(options: argparse.Namespace, paths: AppPaths) -> int:
+    """`octavo pull starter`."""
+    core = make_core(options, paths)
+    if options.name != STARTER:
+        raise ModelNotFoundError(
+            f"Octavo cannot fetch {options.name!r} yet: only {STARTER!r} can be pulled.",
+            hint=f"Put a GGUF file into {core.models_dir} and it is in the library.",
+        )
+    pull_starter(core)
+    model = core.library.find(STARTER)
+    print(f"{model.name} is ready: {format_bytes(model.size_bytes)} at {model.path}")
+    return 0
+
+
+def list_verb(options: argparse.Namespace, paths: AppPaths) -> int:
+    """`octavo list`: the library, unreadable files included."""
+    core = make_core(options, paths)
+    models = core.library.scan()
+    for problem in core.library.problems:
+        print(f"octavo: {problem}", file=sys.stderr)
+    if options.json:
+        print(json.dumps([_as_json(model) for model in models], indent=2))
+        return 0
+    if not models:
+        print(f"No models yet. `octavo pull {STARTER}` fetches a small one.")
+        return 0
+    rows = [
+        (
+            model.name,
+            format_bytes(model.size_bytes),
+            model.quantization or "–",
+            format_count(model.num_parameters) if model.num_parameters else "–",
+            f"{model.context_length:,}" if model.context_length else "–",
+            model.problem or "ready",
+        )
+        for model in models
+    ]
+    print_table(("NAME", "SIZE", "QUANT", "PARAMETERS", "CONTEXT", "STATE"), rows)
+    return 0
+
+
+def show_verb(options: argparse.Namespace, paths: AppPaths) -> int:
+    """`octavo show MODEL`: what it is, and the memory plan of a load."""
+    core = make_core(options, paths)
+    model = find_model(core, options.model)
+    if model.problem:
+        print(f"{model.name}: {model.problem}", file=sys.stderr)
+        return 1
+    plan = core.host.plan(model)
+    if options.json:
+        print(json.dumps({"model": _as_json(model), "plan": asdict(plan)}, indent=2, default=str))
+        return 0
+    print_table(
+        (model.title, ""),
+        [
+            ("name", model.name),
+            ("path", str(model.path)),
+            ("size", format_bytes(model.size_bytes)),
+            ("architecture", model.architecture),
+            ("quantisation", model.quantization),
+            ("parameters", format_count(model.num_parameters)),
+            ("context", f"{model.context_length:,} tokens"),
+            ("licence", model.license or "not stated"),
+        ],
+    )
+    print(f"\nMemory plan on {plan.device.name}, {plan.dtype}")
+    rows = [(item.name, format_bytes(item.num_bytes), item.detail) for item in plan.items]
+    total = f"{format_bytes(plan.free_bytes)} are free"
+    print_table(("", "", ""), [*rows, ("total", format_bytes(plan.total_bytes), total)])
+    print(f"\n{fit_sentence(core, model)}")
+    return 0
+
+
+def fit_sentence(core: Core, model: LibraryModel) -> str:
+    """Whether it fits, in one sentence; the refusal of a load word for word if it does not."""
+    plan = core.host.plan(model)
+    try:
+        plan.require_fit()
+    except OctavoError as error:
+        return str(error)
+    return f"It fits, with room for {plan.kv_tokens:,} tokens of conversation."
+
+
+def remove_verb(options: argparse.Namespace, paths: AppPaths) -> int:
+    """`octavo rm MODEL`."""
+    core = make_core(options, paths)
+    model = core.library.find(options.model)
+    freed = core.library.remove(model)
+    print(f"{model.name} is deleted; {format_bytes(freed)} are free again.")
+    return 0
+
+
+def ps_verb(options: argparse.Namespace, paths: AppPaths) -> int:
+    """`octavo ps`: the models loaded by every Octavo process of this person."""
+    records = running_models(paths.run_dir)
+    if options.json:
+        print(json.dumps([asdict(record) for record in records], indent=2))
+        return 0
+    if not records:
+        print("No model is loaded.")
+        return 0
+    rows = [
+        (
+            record.model,
+            record.device,
+            format_bytes(record.memory_bytes),
+            str(record.pid),
+            format_seconds(time.time() - record.since),
+        )
+        for record in records
+    ]
+    print_table(("MODEL", "DEVICE", "MEMORY", "PROCESS", "FOR"), rows)
+    return 0
+
+
+def _as_json(model: LibraryModel) -> dict[str, Any]:
+    return {**asdict(model), "path": str(model.path)}

@@ -1,0 +1,77 @@
+"""What attention is given and what it promises; backends stand in files beside this one."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMetadata:
+    """How one step's tokens belong to sequences and to blocks of the KV cache.
+
+    Sequences with a single token come first. The tensors lie on the model's device; the numbers
+    beside them are the same facts on the host, so that no backend has to wait for the device.
+    """
+
+    slot_mapping: torch.Tensor
+    """[num_tokens], int64: where each token's keys and values are written; never in block 0."""
+    block_tables: torch.Tensor
+    """[num_seqs, max_blocks], int32; unused entries are 0."""
+    context_lens: torch.Tensor
+    """[num_seqs], int32; includes this step's tokens."""
+    cu_seqlens_q: torch.Tensor
+    """[num_seqs + 1], int32."""
+    num_decode: int
+    """Sequences at the front that have one token each."""
+    block_size: int
+    query_lens: tuple[int, ...]
+    """Tokens of each sequence in this step."""
+    host_context_lens: tuple[int, ...]
+    """`context_lens` on the host."""
+
+    @property
+    def max_seqlen_q(self) -> int:
+        return max(self.query_lens)
+
+    @property
+    def max_context_len(self) -> int:
+        return max(self.host_context_lens)
+
+
+class AttentionStep(Protocol):
+    """Attention for one step, prepared once and called by every layer."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """Writes this step's keys and values into the cache, then attends causally to all of it.
+
+        Args:
+            query: [num_tokens, num_heads, head_dim], already rotated.
+            key: [num_tokens, num_kv_heads, head_dim], already rotated.
+            value: as key.
+            key_cache: [num_blocks, block_size, num_kv_heads, head_dim], type of query.
+            value_cache: as key_cache.
+            scale: factor on the scores, usually head_dim ** -0.5.
+
+        Returns:
+            [num_tokens, num_heads, head_dim], type of query.
+        """
+
+
+class AttentionBackend(Protocol):
+    """A way to compute attention on some device."""
+
+    @property
+    def name(self) -> str:
+        """Short name for reports and logs."""
+
+    def prepare(self, metadata: AttentionMetadata) -> AttentionStep:
+        """Does once per step what all layers share: indices, masks, launch parameters."""

@@ -1,0 +1,44 @@
+"""`EngineConfig`: what can be chosen about an engine before a model is loaded."""
+
+from dataclasses import dataclass
+
+from octavo.errors import InvalidSettingsError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Options of one engine; the defaults suit a person's machine."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: str = "auto"
+    """Of weights and activations; see `DTYPES`."""
+    block_size: int = 16
+    """Tokens per KV block."""
+    num_kv_blocks: int | None = None
+    """Blocks of the KV cache; None: what the memory plan gives."""
+    max_num_seqs: int = 64
+    """Sequences that run at the same time."""
+    max_num_batched_tokens: int = 512
+    """Token budget of one step; longer prompts are prefilled in chunks of it."""
+    max_model_len: int | None = None
+    """Longest sequence in tokens; None: what the model was trained for."""
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InvalidSettingsError(
+                f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}."
+            )
+        for name, least in (
+            ("block_size", 1),
+            ("max_num_seqs", 1),
+            ("max_num_batched_tokens", 1),
+            ("max_model_len", 1),
+            ("num_kv_blocks", 2),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InvalidSettingsError(f"{name} is {value}; it must be at least {least}.")

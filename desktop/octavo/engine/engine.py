@@ -1,0 +1,357 @@
+"""`Engine`: requests in, deltas out, one step at a time. Synchronous, for one thread; no torch."""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from octavo.engine.block_manager import BlockManager
+from octavo.engine.detokenizer import IncrementalDetokenizer
+from octavo.engine.request import (
+    EngineStats,
+    FinishReason,
+    GenerationDelta,
+    GenerationRequest,
+    RequestMetrics,
+    TokenLogprob,
+)
+from octavo.engine.scheduler import Scheduler
+from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, StepOutput
+from octavo.engine.sequence import Sequence as TokenSequence
+from octavo.engine.tokenizer import Tokenizer
+from octavo.errors import InvalidRequestError
+
+
+class Runner(Protocol):
+    """What the engine needs of a `ModelRunner`; tests put a small fake here."""
+
+    def execute(self, batch: ScheduledBatch) -> StepOutput:
+        """Computes one step and samples where a sequence's tokens are all in the cache."""
+
+    def release(self, sequence: TokenSequence) -> None:
+        """Frees what the runner keeps for a sequence that finished or was preempted."""
+
+
+@dataclass(slots=True)
+class _Completion:
+    """One of a request's n continuations."""
+
+    sequence: TokenSequence
+    detokenizer: IncrementalDetokenizer
+    first_token_at: float | None = None
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request the engine has taken and not yet ended."""
+
+    request: GenerationRequest
+    arrived_at: float
+    completions: list[_Completion]
+    first_scheduled_at: float | None = None
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    num_unfinished: int = 0
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Call `step` while `has_work`; each call runs one batch and returns what it added to each
+    completion. A request's last delta of each completion carries its finish reason and metrics.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler,
+        block_manager: BlockManager,
+        *,
+        max_model_len: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._scheduler = scheduler
+        self._block_manager = block_manager
+        self._max_model_len = max_model_len
+        self._clock = clock
+        self._running: dict[str, _Running] = {}
+        self._next_sequence_id = 0
+        self._num_steps = 0
+        self._prompt_tokens_computed = 0
+        self._output_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def add_request(self, request: GenerationRequest) -> None:
+        """Queues a request for the next step.
+
+        Raises:
+            InvalidRequestError: empty prompt, token ids outside the vocabulary, id in use.
+            PromptTooLongError: it can never fit.
+        """
+        self._check(request)
+        sequences = self._make_sequences(request)
+        self._scheduler.add(sequences)
+        params = request.sampling_params
+        self._running[request.request_id] = _Running(
+            request=request,
+            arrived_at=self._clock(),
+            completions=[
+                _Completion(
+                    sequence,
+                    IncrementalDetokenizer(
+                        self._tokenizer,
+                        request.prompt_token_ids,
+                        stop=params.stop,
+                        min_tokens=params.min_tokens,
+                        include_stop_str_in_output=params.include_stop_str_in_output,
+                    ),
+                )
+                for sequence in sequences
+            ],
+            num_unfinished=len(sequences),
+        )
+
+    def abort(self, request_id: str) -> list[GenerationDelta]:
+        """Ends a request from any state and frees its blocks; unknown ids are ignored."""
+        running = self._running.pop(request_id, None)
+        if running is None:
+            return []
+        for sequence in self._scheduler.abort(request_id):
+            self._runner.release(sequence)
+        return [
+            self._last_delta(running, completion, FinishReason.ABORT)
+            for completion in running.completions
+        ]
+
+    def fail_all(self, error: Exception) -> list[GenerationDelta]:
+        """Ends every request with an error and forgets all cached blocks.
+
+        After a failed step the cache may hold blocks that were only half written.
+        """
+        deltas: list[GenerationDelta] = []
+        for request_id, running in tuple(self._running.items()):
+            self._running.pop(request_id)
+            for sequence in self._scheduler.abort(request_id):
+                self._runner.release(sequence)
+            deltas += [
+                self._last_delta(running, completion, FinishReason.ERROR, error=error)
+                for completion in running.completions
+            ]
+        self._block_manager.reset_prefix_cache()
+        return deltas
+
+    def step(self) -> list[GenerationDelta]:
+        """Schedules, runs and samples one batch."""
+        batch = self._scheduler.schedule()
+        for sequence in (*batch.preempted, *batch.finished):
+            self._runner.release(sequence)
+        deltas = [self._end_of_pool(sequence) for sequence in batch.finished]
+        if not batch.sequences:
+            return deltas
+        self._note_scheduled(batch)
+        output = self._runner.execute(batch)
+        self._scheduler.update(batch, output.tokens)
+        self._num_steps += 1
+        for scheduled in batch.sequences:
+            delta = self._advance(scheduled, output)
+            if delta is not None:
+                deltas.append(delta)
+        return deltas
+
+    def stats(self) -> EngineStats:
+        blocks = self._block_manager
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_blocks=blocks.num_blocks - 1,
+            num_used_blocks=blocks.num_used_blocks,
+            num_cached_blocks=blocks.num_cached_blocks,
+            block_size=blocks.block_size,
+            prefix_queried_tokens=blocks.num_queried_tokens,
+            prefix_hit_tokens=blocks.num_hit_tokens,
+            num_steps=self._num_steps,
+            prompt_tokens_computed=self._prompt_tokens_computed,
+            output_tokens=self._output_tokens,
+        )
+
+    def _check(self, request: GenerationRequest) -> None:
+        vocab_size = self._tokenizer.vocab_size
+        if request.request_id in self._running:
+            raise InvalidRequestError(f"Request id {request.request_id!r} is in use.")
+        if not request.prompt_token_ids:
+            raise InvalidRequestError(
+                "The prompt is empty.", hint="Give it at least one token.", field="prompt"
+            )
+        _check_token_ids("prompt_token_ids", request.prompt_token_ids, vocab_size)
+        params = request.sampling_params
+        _check_token_ids("logit_bias", params.logit_bias, vocab_size)
+        _check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
+
+    def _make_sequences(self, request: GenerationRequest) -> list[TokenSequence]:
+        params = request.sampling_params
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        sequences = []
+        for index in range(params.n):
+            sequences.append(
+                TokenSequence(
+                    self._next_sequence_id,
+                    request.request_id,
+                    index,
+                    request.prompt_token_ids,
+                    params,
+                    seed=_completion_seed(seed, index),
+                    priority=request.priority,
+                    cache_salt=request.cache_salt,
+                    use_prefix_cache=params.prompt_logprobs is None,
+                )
+            )
+            self._next_sequence_id += 1
+        return sequences
+
+    def _note_scheduled(self, batch: ScheduledBatch) -> None:
+        now = self._clock()
+        for scheduled in batch.sequences:
+            running = self._running[scheduled.sequence.request_id]
+            if running.first_scheduled_at is None:
+                running.first_scheduled_at = now
+            computed_before = scheduled.start
+            prompt_left = scheduled.sequence.num_prompt_tokens - computed_before
+            self._prompt_tokens_computed += max(0, min(prompt_left, scheduled.num_tokens))
+
+    def _advance(self, scheduled: ScheduledSequence, output: StepOutput) -> GenerationDelta | None:
+        """Takes over what the step computed for one sequence; None while it is still prefilling."""
+        sequence = scheduled.sequence
+        running = self._running[sequence.request_id]
+        completion = running.completions[sequence.index]
+        if sequence.index == 0 and sequence.sequence_id in output.prompt_logprobs:
+            # By position, not appended: after a preemption the prompt is computed once more.
+            running.prompt_logprobs[scheduled.start :] = output.prompt_logprobs[
+                sequence.sequence_id
+            ]
+        token_id = output.tokens.get(sequence.sequence_id)
+        if token_id is None:
+            return None
+        self._output_tokens += 1
+        is_first = completion.first_token_at is None
+        if is_first:
+            completion.first_token_at = self._clock()
+        # A stop token ends the answer; it is counted and reported, but its text is not shown.
+        stop_token = self._stop_token(sequence, token_id)
+        text = "" if stop_token else completion.detokenizer.push(token_id)
+        reason = FinishReason.STOP if stop_token else self._finish_reason(sequence, completion)
+        logprob = output.logprobs.get(sequence.sequence_id)
+        delta = GenerationDelta(
+            request_id=sequence.request_id,
+            index=sequence.index,
+            token_ids=(token_id,),
+            text=text,
+            logprobs=None if logprob is None else (logprob,),
+            prompt_logprobs=_prompt_logprobs(running) if is_first and sequence.index == 0 else None,
+        )
+        if reason is None:
+            return delta
+        self._scheduler.finish(sequence, reason)
+        self._runner.release(sequence)
+        is_listed = token_id in sequence.sampling_params.stop_token_ids
+        stop_reason = token_id if stop_token and is_listed else completion.detokenizer.stopped_by
+        return self._last_delta(running, completion, reason, after=delta, stop_reason=stop_reason)
+
+    def _stop_token(self, sequence: TokenSequence, token_id: int) -> bool:
+        params = sequence.sampling_params
+        if sequence.num_output_tokens <= params.min_tokens:
+            return False
+        if token_id in params.stop_token_ids:
+            return True
+        return not params.ignore_eos and token_id in self._tokenizer.stop_token_ids
+
+    def _finish_reason(
+        self, sequence: TokenSequence, completion: _Completion
+    ) -> FinishReason | None:
+        if completion.detokenizer.stopped_by is not None:
+            return FinishReason.STOP
+        limit = sequence.sampling_params.max_tokens
+        if limit is not None and sequence.num_output_tokens >= limit:
+            return FinishReason.LENGTH
+        if sequence.num_tokens >= self._max_model_len:
+            return FinishReason.LENGTH
+        return None
+
+    def _end_of_pool(self, sequence: TokenSequence) -> GenerationDelta:
+        """A sequence that has the whole KV pool for itself and needs more ends here."""
+        running = self._running[sequence.request_id]
+        completion = running.completions[sequence.index]
+        return self._last_delta(running, completion, FinishReason.LENGTH)
+
+    def _last_delta(
+        self,
+        running: _Running,
+        completion: _Completion,
+        reason: FinishReason,
+        *,
+        after: GenerationDelta | None = None,
+        stop_reason: str | int | None = None,
+        error: Exception | None = None,
+    ) -> GenerationDelta:
+        """The delta that ends a completion: what the step added plus the text held back."""
+        running.num_unfinished -= 1
+        if running.num_unfinished == 0:
+            self._running.pop(running.request.request_id, None)
+        sequence = completion.sequence
+        before = after.text if after is not None else ""
+        return GenerationDelta(
+            request_id=sequence.request_id,
+            index=sequence.index,
+            token_ids=after.token_ids if after is not None else (),
+            text=before + completion.detokenizer.finish(),
+            logprobs=after.logprobs if after is not None else None,
+            prompt_logprobs=after.prompt_logprobs if after is not None else None,
+            finish_reason=reason,
+            stop_reason=stop_reason,
+            metrics=self._metrics(running, completion),
+            error=error,
+        )
+
+    def _metrics(self, running: _Running, completion: _Completion) -> RequestMetrics:
+        now = self._clock()
+        sequence = completion.sequence
+        scheduled_at = running.first_scheduled_at if running.first_scheduled_at is not None else now
+        first_at = completion.first_token_at if completion.first_token_at is not None else now
+        return RequestMetrics(
+            prompt_tokens=sequence.num_prompt_tokens,
+            cached_tokens=sequence.num_cached_tokens,
+            output_tokens=sequence.num_output_tokens,
+            queue_s=scheduled_at - running.arrived_at,
+            time_to_first_token_s=first_at - running.arrived_at,
+            total_s=now - running.arrived_at,
+        )
+
+
+def _prompt_logprobs(running: _Running) -> tuple[TokenLogprob | None, ...] | None:
+    """One entry per prompt token; nothing comes before the first."""
+    if running.request.sampling_params.prompt_logprobs is None:
+        return None
+    return (None, *running.prompt_logprobs[: len(running.request.prompt_token_ids) - 1])
+
+
+def _completion_seed(seed: int, index: int) -> int:
+    """The first completion keeps the request's seed; the others are derived from it."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _check_token_ids(name: str, token_ids: Sequence[int] | Iterable[int], vocab_size: int) -> None:
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequestError(
+                f"{name} holds {token_id}; this model's token ids go from 0 to {vocab_size - 1}.",
+                field=name,
+            )

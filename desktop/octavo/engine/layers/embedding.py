@@ -1,0 +1,21 @@
+"""The token embedding, which many models also use as their output projection."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from octavo.engine.layers.linear import parameter
+
+
+class Embedding(nn.Module):
+    """One row per token id."""
+
+    def __init__(
+        self, vocab_size: int, hidden_size: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.weight = parameter(vocab_size, hidden_size, dtype=dtype, device=device)
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[num_tokens], int64, to [num_tokens, hidden_size]."""
+        return functional.embedding(token_ids, self.weight)

@@ -1,0 +1,42 @@
+"""The gated feed-forward part of a decoder layer."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from octavo.engine.layers.linear import FusedLinear, Linear
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU: silu(gate(x)) * up(x), projected back.
+
+    Source: Shazeer 2020, arXiv:2002.05202.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        bias: bool = False,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self._gate_up = FusedLinear(
+            hidden_size,
+            (intermediate_size, intermediate_size),
+            bias=bias,
+            dtype=dtype,
+            device=device,
+        )
+        self.gate_proj, self.up_proj = self._gate_up.parts
+        self.down_proj = Linear(
+            intermediate_size, hidden_size, bias=bias, dtype=dtype, device=device
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_tokens, hidden_size], type kept."""
+        gate, up = self._gate_up(hidden).chunk(2, dim=-1)
+        projected: torch.Tensor = self.down_proj(functional.silu(gate) * up)
+        return projected

@@ -1,0 +1,18 @@
+"""`LoadReport`: what a load planned and what it measured; no torch."""
+
+from dataclasses import dataclass
+
+from octavo.engine.memory import MemoryPlan
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """The receipt of a load, shown beside the plan."""
+
+    plan: MemoryPlan
+    load_s: float
+    resident_growth_bytes: int
+    """How much the process grew in RAM while it loaded."""
+    attention_backend: str
+    weights_note: str
+    """How the weights lie in memory, as a sentence."""

@@ -1,0 +1,72 @@
+"""Makes an engine from a checkpoint file: header, plan, tokenizer, weights, a first step."""
+
+import logging
+import time
+from pathlib import Path
+
+import psutil
+
+from octavo.checkpoint.gguf import read_gguf_header
+from octavo.engine.block_manager import BlockManager
+from octavo.engine.config import EngineConfig
+from octavo.engine.device import choose_device, detect_devices
+from octavo.engine.engine import Engine
+from octavo.engine.load_report import LoadReport
+from octavo.engine.memory import MemoryPlan, plan_memory
+from octavo.engine.model_config import ModelConfig, model_config_from_gguf
+from octavo.engine.model_runner import ModelRunner
+from octavo.engine.models.decoder import build_model
+from octavo.engine.scheduler import Scheduler
+from octavo.engine.tokenizer import tokenizer_from_gguf
+from octavo.engine.weights.load import load_weights
+from octavo.jobs import JobControl, Progress
+
+logger = logging.getLogger(__name__)
+
+
+def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[Engine, LoadReport]:
+    """Loads a GGUF checkpoint; blocking, on the thread that will step the engine.
+
+    Raises:
+        ModelError: the file is damaged or of a kind Octavo does not run.
+        InsufficientMemoryError: it does not fit; nothing was allocated.
+        JobCancelled: `control` was cancelled.
+    """
+    started_at = time.perf_counter()
+    rss_before = psutil.Process().memory_info().rss
+    control.report(Progress("Reading the model file"))
+    header = read_gguf_header(path)
+    model_config = model_config_from_gguf(header)
+    plan = plan_memory(model_config, config, choose_device(config, detect_devices()))
+    plan.require_fit()
+    tokenizer = tokenizer_from_gguf(header)
+    model = build_model(model_config, plan)
+    load_weights(model, header, model_config, control)
+    control.report(Progress("Preparing the KV cache"))
+    runner = ModelRunner(model, model_config, plan, config, stop_token_ids=tokenizer.stop_token_ids)
+    block_manager = BlockManager(
+        plan.num_kv_blocks, plan.block_size, enable_prefix_caching=config.enable_prefix_caching
+    )
+    scheduler = Scheduler(
+        block_manager,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=plan.max_model_len,
+    )
+    engine = Engine(runner, tokenizer, scheduler, block_manager, max_model_len=plan.max_model_len)
+    report = LoadReport(
+        plan=plan,
+        load_s=time.perf_counter() - started_at,
+        resident_growth_bytes=psutil.Process().memory_info().rss - rss_before,
+        attention_backend=runner.attention_backend_name,
+        weights_note=_weights_note(model_config, plan),
+    )
+    logger.info("Loaded %s in %.2f s on %s", path.name, report.load_s, plan.device.name)
+    return engine, report
+
+
+def _weights_note(model_config: ModelConfig, plan: MemoryPlan) -> str:
+    return (
+        f"The file's {model_config.quantization} weights are unpacked to {plan.dtype} in memory"
+        " and computed in it."
+    )

@@ -1,0 +1,1 @@
+"""The decoder; a model family is a configuration of it."""

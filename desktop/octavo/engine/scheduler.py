@@ -1,0 +1,249 @@
+"""Decides which sequences compute how many tokens in the next step."""
+
+import heapq
+from collections.abc import Mapping
+
+from octavo.engine.block_manager import BlockManager
+from octavo.engine.request import FinishReason
+from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, Sequence, SequenceStatus
+from octavo.errors import InvalidRequestError, PromptTooLongError
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill and preemption by recomputation.
+
+    There is no prefill phase and no decode phase: in every step each sequence's
+    `num_computed_tokens` moves towards its `num_tokens`, as far as the step's token budget and the
+    free blocks allow. Sequences rank by (priority, arrival): the best is served first, the worst
+    is preempted first.
+
+    Source: Yu et al. 2022, "Orca" (OSDI '22), section 3.1; Kwon et al. 2023, arXiv:2309.06180,
+    section 4.5; Agrawal et al. 2023, arXiv:2308.16369 (chunked prefill).
+    """
+
+    def __init__(
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+    ) -> None:
+        self._block_manager = block_manager
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_num_seqs = max_num_seqs
+        self._max_model_len = max_model_len
+        self._num_arrivals = 0
+        self._unfinished: dict[str, list[Sequence]] = {}
+        self._running: dict[int, Sequence] = {}
+        # A heap. Sequences that finish while they wait stay in it until they come up.
+        self._waiting: list[tuple[int, int, Sequence]] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._unfinished)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return sum(map(len, self._unfinished.values())) - len(self._running)
+
+    def add(self, sequences: list[Sequence]) -> None:
+        """Queues the sequences of one request; the first is the parent whose prompt all share.
+
+        Siblings need not run at the same time, so a request fits if one of its sequences does.
+
+        Raises:
+            PromptTooLongError: the prompt can never fit into the context or the KV cache.
+            InvalidRequestError: the prompt is empty, or the request's id is in use.
+        """
+        parent, *siblings = sequences
+        self._check_fits(parent)
+        if parent.request_id in self._unfinished:
+            raise InvalidRequestError(
+                f"A request with the id {parent.request_id!r} is being worked on.",
+                hint="Give every request an id of its own.",
+                field="request_id",
+            )
+        for sibling in siblings:
+            sibling.parent = parent
+        self._unfinished[parent.request_id] = list(sequences)
+        for sequence in sequences:
+            sequence.arrival = self._num_arrivals
+            self._num_arrivals += 1
+            self._enqueue(sequence)
+
+    def abort(self, request_id: str) -> list[Sequence]:
+        """Ends all sequences of a request, whatever their state; returns those it ended."""
+        aborted = list(self._unfinished.get(request_id, ()))
+        for sequence in aborted:
+            self.finish(sequence, FinishReason.ABORT)
+        return aborted
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Ends a sequence and frees its blocks; one that has ended already stays as it is."""
+        if sequence.is_finished:
+            return
+        if sequence.status is SequenceStatus.RUNNING:
+            self._stop_running(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        sequence.finish_reason = reason
+        unfinished = self._unfinished[sequence.request_id]
+        unfinished.remove(sequence)
+        if not unfinished:
+            del self._unfinished[sequence.request_id]
+
+    def schedule(self) -> ScheduledBatch:
+        """Hands out the token budget of one step: first to the running, then to the waiting.
+
+        Whoever starts takes a token that the running have left over, so there are never more of
+        them than tokens: in every step each decode gets its token, and some prompt at least one.
+        """
+        budget = self._max_num_batched_tokens
+        scheduled: list[ScheduledSequence] = []
+        preempted: list[Sequence] = []
+        finished = self._finish_outgrown()
+
+        for sequence in self._running_in_order():
+            if budget == 0:
+                break
+            if self._make_room(sequence, preempted):
+                scheduled.append(_schedule_tokens(sequence, budget))
+                budget -= scheduled[-1].num_tokens
+
+        held: list[Sequence] = []
+        while budget > 0 and not preempted and (newcomer := self._admit_next(held)) is not None:
+            scheduled.append(_schedule_tokens(newcomer, budget))
+            budget -= scheduled[-1].num_tokens
+        for sibling in held:
+            self._enqueue(sibling)
+
+        return ScheduledBatch(
+            sequences=tuple(scheduled),
+            block_copies=self._block_manager.take_copies(),
+            preempted=tuple(preempted),
+            finished=tuple(finished),
+        )
+
+    def update(self, batch: ScheduledBatch, sampled: Mapping[int, int]) -> None:
+        """Takes in what a step computed.
+
+        Args:
+            batch: the step, as `schedule` returned it.
+            sampled: sequence id to token id, for all that needed a sample.
+        """
+        for scheduled in batch.sequences:
+            sequence = scheduled.sequence
+            if sequence.is_finished:  # aborted while the step ran
+                continue
+            needs_sample = scheduled.needs_sample
+            sequence.num_computed_tokens = scheduled.start + scheduled.num_tokens
+            self._block_manager.cache_computed_blocks(sequence, scheduled.start)
+            if needs_sample:
+                sequence.append_token(sampled[sequence.sequence_id])
+
+    def _check_fits(self, sequence: Sequence) -> None:
+        num_tokens = sequence.num_prompt_tokens
+        if num_tokens == 0:
+            raise InvalidRequestError(
+                "The prompt is empty.", hint="Give it at least one token.", field="prompt"
+            )
+        if num_tokens >= self._max_model_len:
+            raise PromptTooLongError(
+                f"The prompt has {num_tokens} tokens; the context holds {self._max_model_len}, "
+                "and at least one of them is for the answer.",
+                hint="Shorten the prompt, or load the model with a longer context.",
+                prompt_tokens=num_tokens,
+                limit_tokens=self._max_model_len - 1,
+            )
+        capacity = self._block_manager.capacity_tokens
+        if num_tokens > capacity:
+            raise PromptTooLongError(
+                f"The prompt has {num_tokens} tokens; the whole KV cache holds {capacity}.",
+                hint="Shorten the prompt, or load the model with a larger KV cache.",
+                prompt_tokens=num_tokens,
+                limit_tokens=capacity,
+            )
+
+    def _finish_outgrown(self) -> list[Sequence]:
+        """Ends sequences that could not go on even with the whole KV cache to themselves."""
+        capacity = self._block_manager.capacity_tokens
+        outgrown = [one for one in self._running.values() if one.num_tokens > capacity]
+        for sequence in outgrown:
+            self.finish(sequence, FinishReason.LENGTH)
+        return outgrown
+
+    def _running_in_order(self) -> list[Sequence]:
+        """Decodes first, so that no prompt makes them wait, then what is left of prompts."""
+        return sorted(
+            self._running.values(), key=lambda one: (one.num_remaining_tokens > 1, *_rank(one))
+        )
+
+    def _make_room(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
+        """Allocates blocks, preempting the worst until there are enough; False if it was the worst.
+
+        Only decodes ask for blocks here, in order of rank: a victim has no part in the step yet.
+        """
+        if sequence.status is not SequenceStatus.RUNNING:
+            return False
+        while not self._block_manager.allocate(sequence):
+            victim = max(self._running.values(), key=_rank)
+            self._preempt(victim)
+            preempted.append(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._stop_running(sequence)
+        sequence.status = SequenceStatus.PREEMPTED
+        self._enqueue(sequence)
+
+    def _admit_next(self, held: list[Sequence]) -> Sequence | None:
+        """Starts the best waiting sequence; None if there is none or it has to wait.
+
+        Nobody overtakes it, or a long prompt would wait for ever while short ones slip in. Only
+        siblings whose parent is about to be ready step aside, into `held`.
+        """
+        sequence = self._peek_waiting(held)
+        if sequence is None or len(self._running) == self._max_num_seqs:
+            return None
+        # One block in reserve for each running sequence, or it would soon preempt the newcomer.
+        if not self._block_manager.admit(sequence, reserve=len(self._running)):
+            return None
+        heapq.heappop(self._waiting)
+        if sequence.status is SequenceStatus.WAITING:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+        sequence.status = SequenceStatus.RUNNING
+        self._running[sequence.sequence_id] = sequence
+        return sequence
+
+    def _peek_waiting(self, held: list[Sequence]) -> Sequence | None:
+        while self._waiting:
+            sequence = self._waiting[0][-1]
+            if not sequence.is_finished:
+                if not sequence.waits_for_parent:
+                    return sequence
+                held.append(sequence)
+            heapq.heappop(self._waiting)
+        return None
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        heapq.heappush(self._waiting, (*_rank(sequence), sequence))
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        del self._running[sequence.sequence_id]
+        self._block_manager.free(sequence)
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    """Lower is served first and preempted last; no two sequences have the same."""
+    return sequence.priority, sequence.arrival
+
+
+def _schedule_tokens(sequence: Sequence, budget: int) -> ScheduledSequence:
+    num_tokens = min(sequence.num_remaining_tokens, budget)
+    return ScheduledSequence(sequence, sequence.num_computed_tokens, num_tokens)

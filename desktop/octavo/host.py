@@ -1,0 +1,285 @@
+"""`ModelHost`: which model is loaded; load, unload, and messages turned into a stream of deltas."""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from octavo.checkpoint.gguf import read_gguf_header
+from octavo.engine.chat_template import ChatTemplate, chat_template_from_gguf
+from octavo.engine.config import EngineConfig
+from octavo.engine.device import Device, choose_device, detect_devices
+from octavo.engine.load_report import LoadReport
+from octavo.engine.memory import MemoryPlan, plan_memory
+from octavo.engine.model_config import ModelConfig, model_config_from_gguf
+from octavo.engine.request import EngineStats, GenerationDelta, GenerationRequest
+from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.thread import EngineThread, SteppedEngine
+from octavo.engine.tokenizer import Tokenizer, tokenizer_from_gguf
+from octavo.errors import ChatTemplateError, EngineClosedError, OctavoError
+from octavo.events import Event
+from octavo.hub.library import LibraryModel
+from octavo.jobs import JobControl, Progress
+from octavo.running import RunningModels
+
+logger = logging.getLogger(__name__)
+
+
+class HostStatus(StrEnum):
+    """What the host is doing."""
+
+    EMPTY = "empty"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    UNLOADING = "unloading"
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """A snapshot of the host; `model` is the one that is loaded, loading or failed to load."""
+
+    status: HostStatus = HostStatus.EMPTY
+    model: LibraryModel | None = None
+    progress: Progress | None = None
+    error: OctavoError | None = None
+    report: LoadReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _TextSide:
+    """What turns messages into token ids; read-only, used on the host's thread."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    chat_template_error: ChatTemplateError | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    thread: EngineThread
+    text: _TextSide
+    report: LoadReport
+
+
+MakeEngine = Callable[[Path, EngineConfig, JobControl], tuple[SteppedEngine, LoadReport]]
+
+
+def _load_engine(
+    path: Path, config: EngineConfig, control: JobControl
+) -> tuple[SteppedEngine, LoadReport]:
+    """Imports torch on the engine thread, at the first load and not before."""
+    control.report(Progress("Starting the engine"))
+    # NVML, which the plan asks, counts GPUs in bus order; CUDA is to mean the same by a number.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    from octavo.engine.loading import load_engine
+
+    return load_engine(path, config, control)
+
+
+class ModelHost:
+    """One model at a time; every method belongs to the thread of the event loop that made it."""
+
+    def __init__(
+        self,
+        engine_config: Callable[[], EngineConfig],
+        running: RunningModels,
+        *,
+        make_engine: MakeEngine = _load_engine,
+        devices: Callable[[], list[Device]] = detect_devices,
+    ) -> None:
+        """Args:
+        engine_config: asked at each load and plan, so that changed settings count from the next.
+        running: where loaded models are written down for `octavo ps`.
+        """
+        self._engine_config = engine_config
+        self._running = running
+        self._make_engine = make_engine
+        self._devices = devices
+        self._loaded: _Loaded | None = None
+        self._load_lock = asyncio.Lock()
+        self._state = HostState()
+        self.state_changed: Event[HostState] = Event()
+
+    @property
+    def state(self) -> HostState:
+        return self._state
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats() if self._loaded is None else self._loaded.thread.stats
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises EngineClosedError while no model is loaded."""
+        return self._require().text.tokenizer
+
+    @property
+    def context_limit_tokens(self) -> int:
+        """The longest sequence the model and the KV pool allow; 0 while nothing is loaded."""
+        if self._loaded is None:
+            return 0
+        plan = self._loaded.report.plan
+        return min(plan.max_model_len, plan.kv_tokens)
+
+    def plan(self, model: LibraryModel) -> MemoryPlan:
+        """Predicts what loading this model takes, from its header alone.
+
+        Raises:
+            ModelError: the file is damaged or of a kind Octavo does not run.
+        """
+        config = self._engine_config()
+        device = choose_device(config, self._devices())
+        return plan_memory(model_config_from_gguf(read_gguf_header(model.path)), config, device)
+
+    async def load(self, model: LibraryModel) -> None:
+        """Unloads what is loaded and loads this model. Cancelling the task cancels the load.
+
+        Raises:
+            OctavoError: what stood in the way; `state` holds it, too.
+        """
+        async with self._load_lock:
+            await self._unload()
+            self._set_state(
+                HostState(HostStatus.LOADING, model, Progress("Reading the model file"))
+            )
+            try:
+                self._loaded = await self._load(model)
+            except asyncio.CancelledError:
+                self._set_state(HostState())
+                raise
+            except OctavoError as error:
+                self._set_state(HostState(HostStatus.FAILED, model, error=error))
+                raise
+            report = self._loaded.report
+            self._running.add(model.name, report.plan.device.name, report.plan.total_bytes)
+            self._set_state(HostState(HostStatus.READY, model, report=report))
+
+    async def unload(self) -> None:
+        """Ends every request, then frees the model's memory."""
+        async with self._load_lock:
+            await self._unload()
+            self._set_state(HostState())
+
+    async def close(self) -> bool:
+        """Unloads for good; False if the engine thread did not come back in time."""
+        async with self._load_lock:
+            return await self._unload()
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Turns messages into the token ids the model sees, the opening of its answer included.
+
+        Raises:
+            EngineClosedError: no model is loaded.
+            ChatTemplateError: the model has no chat template, or it fails on these messages.
+        """
+        text = self._require().text
+        if text.chat_template_error is not None:
+            raise text.chat_template_error
+        if text.chat_template is None:
+            raise ChatTemplateError(
+                f"{text.config.name} has no chat template: it is a base model that only"
+                " continues text.",
+                hint="Use an instruct version of it to chat.",
+            )
+        return text.chat_template.encode(text.tokenizer, messages)
+
+    def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int:
+        """Exact prompt length of these messages; raises as `encode_chat`."""
+        return len(self.encode_chat(messages))
+
+    async def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        sampling_params: SamplingParams,
+        *,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[GenerationDelta, None]:
+        """Streams the model's answer; leave it through `contextlib.aclosing`, which stops it.
+
+        Raises:
+            OctavoError: no model, a prompt that cannot fit, a template or engine error.
+        """
+        # Long conversations take a while to tokenise; the window must not wait for it.
+        prompt_token_ids = await asyncio.to_thread(self.encode_chat, messages)
+        deltas = self.generate(prompt_token_ids, sampling_params, request_id=request_id)
+        async with contextlib.aclosing(deltas) as stream:
+            async for delta in stream:
+                yield delta
+
+    async def generate(
+        self,
+        prompt_token_ids: Sequence[int],
+        sampling_params: SamplingParams,
+        *,
+        request_id: str | None = None,
+    ) -> AsyncGenerator[GenerationDelta, None]:
+        """Continues token ids; otherwise as `stream_chat`."""
+        request = GenerationRequest(
+            request_id=request_id or uuid.uuid4().hex,
+            prompt_token_ids=tuple(prompt_token_ids),
+            sampling_params=sampling_params,
+        )
+        deltas = self._require().thread.generate(request)
+        async with contextlib.aclosing(deltas) as stream:
+            async for delta in stream:
+                yield delta
+
+    def _require(self) -> _Loaded:
+        if self._loaded is None:
+            raise EngineClosedError("No model is loaded.", hint="Load one first.")
+        return self._loaded
+
+    async def _load(self, model: LibraryModel) -> _Loaded:
+        config = self._engine_config()
+        loop = asyncio.get_running_loop()
+
+        def on_progress(progress: Progress) -> None:
+            loop.call_soon_threadsafe(self._show_progress, progress)
+
+        control = JobControl(on_progress)
+        thread = EngineThread(lambda control: self._make_engine(model.path, config, control))
+        # The plan first: what cannot fit is refused before torch is even imported.
+        plan = await asyncio.to_thread(self.plan, model)
+        plan.require_fit()
+        text = await asyncio.to_thread(_read_text_side, model.path)
+        report = await thread.load(control)
+        return _Loaded(thread, text, report)
+
+    async def _unload(self) -> bool:
+        if self._loaded is None:
+            return True
+        loaded, self._loaded = self._loaded, None
+        self._set_state(dataclasses.replace(self._state, status=HostStatus.UNLOADING))
+        self._running.remove()
+        came_back = await loaded.thread.close()
+        if not came_back:
+            logger.error("The engine thread did not end within its time")
+        return came_back
+
+    def _show_progress(self, progress: Progress) -> None:
+        if self._state.status is HostStatus.LOADING:
+            self._set_state(dataclasses.replace(self._state, progress=progress))
+
+    def _set_state(self, state: HostState) -> None:
+        self._state = state
+        self.state_changed.emit(state)
+
+
+def _read_text_side(path: Path) -> _TextSide:
+    """A broken chat template does not stop the load: the error waits until a chat needs it."""
+    header = read_gguf_header(path)
+    tokenizer = tokenizer_from_gguf(header)
+    template, template_error = None, None
+    try:
+        template = chat_template_from_gguf(header, tokenizer)
+    except ChatTemplateError as error:
+        template_error = error
+    return _TextSide(model_config_from_gguf(header), tokenizer, template, template_error)

@@ -1,0 +1,66 @@
+"""Where Octavo keeps its files on this machine."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+HOME_VARIABLE = "OCTAVO_HOME"
+
+
+@dataclass(frozen=True, slots=True)
+class AppPaths:
+    """The folders of one installation; nothing is created until something is written."""
+
+    config_dir: Path
+    data_dir: Path
+    cache_dir: Path
+    run_dir: Path
+
+    @classmethod
+    def default(cls) -> "AppPaths":
+        """The user's own folders, or everything below `$OCTAVO_HOME` where that is set."""
+        if home := os.environ.get(HOME_VARIABLE):
+            return cls.below(Path(home).expanduser())
+        dirs = platformdirs.PlatformDirs("octavo", appauthor=False)
+        return cls(
+            config_dir=Path(dirs.user_config_dir),
+            data_dir=Path(dirs.user_data_dir),
+            cache_dir=Path(dirs.user_cache_dir),
+            run_dir=Path(dirs.user_data_dir) / "run",
+        )
+
+    @classmethod
+    def below(cls, root: Path) -> "AppPaths":
+        """All folders below one root: tests and portable installations."""
+        return cls(root / "config", root / "data", root / "cache", root / "run")
+
+    @property
+    def settings_file(self) -> Path:
+        return self.config_dir / "settings.toml"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "models"
+
+    @property
+    def chats_file(self) -> Path:
+        return self.data_dir / "chats.sqlite3"
+
+    @property
+    def log_file(self) -> Path:
+        return self.data_dir / "logs" / "octavo.log"
+
+
+def resources_dir() -> Path:
+    """The folder of fonts, icons and catalogues: in the wheel or in the checkout.
+
+    Raises:
+        FileNotFoundError: the installation is incomplete.
+    """
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "resources", package.parents[1] / "resources"):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"Octavo's resources folder is missing beside {package}.")

@@ -1,0 +1,90 @@
+"""`spawn`: the one way from a button to a coroutine, and the one catch-all of the window."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from PySide6.QtCore import QCoreApplication, QObject, Signal
+
+from octavo.errors import OctavoError
+from octavo.jobs import JobCancelled
+
+logger = logging.getLogger(__name__)
+
+ShowError = Callable[[OctavoError], None]
+
+
+class UiTasks(QObject):
+    """The coroutines under way; Qt owns it, one per application.
+
+    asyncio holds its tasks weakly, so somebody must keep them until they end.
+    """
+
+    failed = Signal(object)
+    """An OctavoError of a task that was given no `on_error`."""
+
+    def __init__(self, parent: QObject) -> None:
+        super().__init__(parent)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def current(cls) -> "UiTasks":
+        """The application's tasks."""
+        app = QCoreApplication.instance()
+        assert app is not None
+        return app.findChild(cls) or cls(app)
+
+    def start(
+        self, coroutine: Coroutine[Any, Any, None], on_error: ShowError | None
+    ) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        show = on_error or self.failed.emit
+        task.add_done_callback(lambda done: self._finish(done, show))
+        return task
+
+    async def cancel_all(self) -> None:
+        """Cancels every task but the caller's, and those they start, and waits for their ends."""
+        while tasks := self._tasks - {asyncio.current_task()}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            self._tasks -= tasks
+
+    def _finish(self, task: asyncio.Task[None], show: ShowError) -> None:
+        """The window's one catch-all."""
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        match task.exception():
+            case None:
+                pass
+            case JobCancelled():
+                logger.info("A job was cancelled")
+            case OctavoError() as error:
+                logger.warning("%s: %s", type(error).__name__, error, exc_info=error.__cause__)
+                show(error)
+            case error:
+                logger.error("A task of the window failed", exc_info=error)
+                show(unexpected_error(error))
+
+
+def spawn(
+    coroutine: Coroutine[Any, Any, None], on_error: ShowError | None = None
+) -> asyncio.Task[None]:
+    """Runs a coroutine in the background of the window.
+
+    Its errors are logged and given to `on_error`, or shown as a toast where that is None.
+    """
+    return UiTasks.current().start(coroutine, on_error)
+
+
+def unexpected_error(error: BaseException) -> OctavoError:
+    """Puts a mistake of ours into words that can be shown."""
+    shown = OctavoError(
+        f"Octavo made a mistake: {type(error).__name__}: {error}",
+        hint="Nothing you wrote is lost. The log file has the details.",
+    )
+    shown.__cause__ = error
+    return shown

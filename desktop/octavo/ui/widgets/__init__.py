@@ -1,0 +1,1 @@
+"""Widgets that know no feature: buttons, cards, notices, toasts, dialogs."""

@@ -1,0 +1,75 @@
+"""A thin line that shows how far long work is, with the stage and the numbers beside it."""
+
+import time
+
+from PySide6.QtWidgets import QHBoxLayout, QProgressBar, QVBoxLayout, QWidget
+
+from octavo.jobs import Progress
+from octavo.ui.tokens import SPACE_TIGHT, SPACE_WITHIN
+from octavo.ui.widgets.labels import ElidedLabel, label
+from octavo.units import format_bytes, format_seconds
+
+RATE_AFTER_S = 1.0
+"""An estimate made sooner would jump about."""
+STEPS = 1000
+
+
+class ProgressLine(QWidget):
+    """Stage, amount and, once it can be told, the time left."""
+
+    def __init__(self, name: str, parent: QWidget | None = None) -> None:
+        """Args:
+        name: what is under way, for screen readers.
+        """
+        super().__init__(parent)
+        self._started_at = 0.0
+        self._started_done = 0
+        self._stage = ""
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(SPACE_TIGHT)
+        texts = QHBoxLayout()
+        texts.setSpacing(SPACE_WITHIN)
+        self._stage_label = ElidedLabel("", "soft")
+        self._amount_label = label("", "figure")
+        texts.addWidget(self._stage_label, 1)
+        texts.addWidget(self._amount_label)
+        column.addLayout(texts)
+        self._bar = QProgressBar()
+        self._bar.setTextVisible(False)
+        self._bar.setAccessibleName(name)
+        column.addWidget(self._bar)
+
+    def show_progress(self, progress: Progress) -> None:
+        if progress.stage != self._stage:
+            self._stage = progress.stage
+            self._started_at = time.monotonic()
+            self._started_done = progress.done
+        self._stage_label.setText(progress.stage)
+        fraction = progress.fraction
+        if fraction is None:
+            # Qt shows a moving bar while minimum and maximum are equal.
+            self._bar.setRange(0, 0)
+        else:
+            self._bar.setRange(0, STEPS)
+            self._bar.setValue(round(fraction * STEPS))
+        elapsed_s = time.monotonic() - self._started_at
+        moved = progress.done - self._started_done
+        self._amount_label.setText(describe_amount(progress, moved, elapsed_s))
+
+
+def describe_amount(progress: Progress, moved: int, elapsed_s: float) -> str:
+    """Bytes done and to do, and the time left where it can be told.
+
+    Args:
+        progress: amounts in bytes.
+        moved: bytes since this stage began.
+        elapsed_s: time since this stage began.
+    """
+    if not progress.total:
+        return format_bytes(progress.done) if progress.done else ""
+    text = f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
+    if moved <= 0 or elapsed_s < RATE_AFTER_S or progress.done >= progress.total:
+        return text
+    left_s = (progress.total - progress.done) * elapsed_s / moved
+    return f"{text} · about {format_seconds(max(1.0, round(left_s)))} left"

@@ -1,0 +1,25 @@
+"""What every test may use: the starter model, and folders of its own."""
+
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from octavo.hub.catalog import load_catalog
+from octavo.hub.starter import pull
+from octavo.jobs import JobControl
+from octavo.paths import HOME_VARIABLE, AppPaths, resources_dir
+
+
+@pytest.fixture(scope="session")
+def starter_model() -> Path:
+    """The real starter model, fetched on first use and kept for the next run."""
+    cache = Path(platformdirs.user_cache_dir("octavo-tests", appauthor=False))
+    return pull(load_catalog(resources_dir())["starter"], cache, cache, JobControl())
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppPaths:
+    """Folders of this test alone; child processes find them through the environment."""
+    monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "octavo"))
+    return AppPaths.default()

@@ -1,0 +1,136 @@
+"""The memory plan is arithmetic: it can be checked without a model or a machine."""
+
+import re
+from typing import Any
+
+import pytest
+
+from octavo.engine.config import EngineConfig
+from octavo.engine.device import Device
+from octavo.engine.memory import MemoryPlan, plan_memory
+from octavo.engine.model_config import ModelConfig
+from octavo.errors import InsufficientMemoryError
+from octavo.units import format_bytes
+from tests.support.model_shapes import LLAMA_8B, SMOLLM2_135M
+
+GIB = 1 << 30
+
+
+def cpu(free: float, total: float = 64.0) -> Device:
+    return Device("cpu", 0, "CPU", int(total * GIB), int(free * GIB))
+
+
+def gpu(free: float, capability: tuple[int, int] = (8, 9)) -> Device:
+    return Device("cuda", 0, "GPU", 24 * GIB, int(free * GIB), capability)
+
+
+def plan(model: ModelConfig, device: Device, **config: Any) -> MemoryPlan:
+    return plan_memory(model, EngineConfig(**config), device)
+
+
+def item(memory_plan: MemoryPlan, name: str) -> int:
+    return next(entry.num_bytes for entry in memory_plan.items if entry.name == name)
+
+
+def test_items_add_up() -> None:
+    roomy = plan(SMOLLM2_135M, cpu(30))
+    assert roomy.fits
+    assert roomy.remedies == ()
+    assert [entry.name for entry in roomy.items] == ["Weights", "KV cache", "Workspace", "Reserve"]
+    assert roomy.total_bytes == sum(entry.num_bytes for entry in roomy.items)
+    assert item(roomy, "Weights") == SMOLLM2_135M.num_parameters * 4
+    assert item(roomy, "KV cache") == roomy.num_kv_blocks * 16 * SMOLLM2_135M.kv_bytes_per_token(4)
+    roomy.require_fit()
+
+
+def test_the_default_cache_holds_four_full_sequences() -> None:
+    roomy = plan(SMOLLM2_135M, cpu(30))
+    assert roomy.max_model_len == 8192
+    assert roomy.kv_tokens == 4 * 8192
+    assert plan(SMOLLM2_135M, cpu(30), max_num_seqs=1).kv_tokens == 8192
+    assert plan(SMOLLM2_135M, cpu(30), max_model_len=100).kv_tokens == 4 * 112
+
+
+def test_the_cache_takes_at_most_a_quarter_of_the_rest() -> None:
+    tight = plan(SMOLLM2_135M, cpu(4, total=8))
+    rest = 4 * GIB - tight.total_bytes + item(tight, "KV cache")
+    assert 0 < rest / 4 - item(tight, "KV cache") < 16 * SMOLLM2_135M.kv_bytes_per_token(4)
+    assert 512 <= tight.kv_tokens < 4 * 8192
+
+
+def test_dtype_follows_device_and_room() -> None:
+    assert plan(SMOLLM2_135M, cpu(30)).dtype == "float32"
+    assert plan(LLAMA_8B, cpu(30)).dtype == "bfloat16"
+    assert plan(LLAMA_8B, cpu(60)).dtype == "float32"
+    assert plan(LLAMA_8B, gpu(22)).dtype == "bfloat16"
+    assert plan(SMOLLM2_135M, gpu(22, (7, 5))).dtype == "float16"
+    assert plan(SMOLLM2_135M, cpu(30), dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_a_gpu_gives_the_cache_what_is_left() -> None:
+    full = plan(LLAMA_8B, gpu(22))
+    assert full.fits
+    assert full.free_bytes - full.total_bytes < 16 * LLAMA_8B.kv_bytes_per_token(2)
+
+
+def test_context_is_capped_by_the_model() -> None:
+    assert plan(SMOLLM2_135M, cpu(30), max_model_len=100_000).max_model_len == 8192
+
+
+def test_given_blocks_win() -> None:
+    assert plan(SMOLLM2_135M, cpu(30), num_kv_blocks=77).num_kv_blocks == 77
+    assert plan(SMOLLM2_135M, cpu(1), num_kv_blocks=77).num_kv_blocks == 77
+
+
+def test_refusal_has_numbers_and_remedies() -> None:
+    refused = plan(LLAMA_8B, cpu(15.4, total=16), dtype="bfloat16")
+    assert not refused.fits
+    with pytest.raises(InsufficientMemoryError) as caught:
+        refused.require_fit()
+    error = caught.value
+    assert error.message == f"Needs {format_bytes(refused.total_bytes)}, 15.4 GiB are free."
+    assert error.needed_bytes == refused.total_bytes > 15.4 * GIB
+    assert "Close other programs to free" in error.hint
+    assert re.search(r"\d\.\dB parameters", error.hint)
+
+
+def test_remedies_work_when_followed() -> None:
+    forced = plan(LLAMA_8B, cpu(30), dtype="float32")
+    assert any("bfloat16" in remedy for remedy in forced.remedies)
+    assert plan(LLAMA_8B, cpu(30), dtype="bfloat16").fits
+
+    device = cpu(8, total=16)
+    greedy = plan(SMOLLM2_135M, device, num_kv_blocks=40_000)
+    remedy = next(text for text in greedy.remedies if "num_kv_blocks" in text)
+    blocks = int(remedy.split("to ")[1].split(" ")[0])
+    assert plan(SMOLLM2_135M, device, num_kv_blocks=blocks).fits
+    assert not plan(SMOLLM2_135M, device, num_kv_blocks=blocks + 1).fits
+
+
+def test_a_shorter_context_is_named_if_it_helps() -> None:
+    full = plan(LLAMA_8B, cpu(30), dtype="bfloat16", max_num_batched_tokens=64)
+    least = full.total_bytes - item(full, "KV cache")
+    device = Device("cpu", 0, "CPU", 64 * GIB, least)
+    refused = plan(LLAMA_8B, device, dtype="bfloat16", max_num_batched_tokens=64)
+    remedy = next(text for text in refused.remedies if text.startswith("Shorten"))
+    length = int(remedy.split("to ")[1].split(" ")[0].replace(",", ""))
+    shorter = plan(
+        LLAMA_8B, device, dtype="bfloat16", max_num_batched_tokens=64, max_model_len=length
+    )
+    assert shorter.fits
+
+
+@pytest.mark.parametrize("free", [0.0, 0.5, 1.0, 3.0, 10.0, 17.0, 40.0])
+@pytest.mark.parametrize("model", [SMOLLM2_135M, LLAMA_8B])
+def test_every_plan_can_hold_a_context_or_does_not_fit(model: ModelConfig, free: float) -> None:
+    for device in (cpu(free), gpu(free)):
+        planned = plan(model, device)
+        assert planned.kv_tokens >= 512
+        assert planned.fits == (planned.total_bytes <= device.free_bytes)
+        assert planned.fits == (planned.remedies == ())
+        assert planned.device is device
+
+
+def test_sizes_read_well() -> None:
+    assert format_bytes(int(17.24 * GIB)) == "17.2 GiB"
+    assert format_bytes(300 << 20) == "300.0 MiB"

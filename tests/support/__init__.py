@@ -1,0 +1,1 @@
+"""Test doubles and tiny checkpoints that several test folders share."""
