@@ -1,10 +1,12 @@
 """The same plain-torch path on a GPU: what the CPU says, the GPU says."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from octavo.checkpoint.gguf import GGMLType
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, detect_devices
 from octavo.engine.memory import plan_memory
@@ -12,6 +14,8 @@ from octavo.engine.model_runner import ModelRunner
 from octavo.engine.models.decoder import build_model
 from octavo.engine.sampler import gumbel_noise
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence
+from tests.support.engines import make_engine, request, run_all
+from tests.support.gguf_files import write_tiny_llama
 from tests.support.model_shapes import SMOLLM2_135M
 from tests.support.tiny_decoders import (
     make_sequence,
@@ -89,3 +93,26 @@ def test_noise_is_the_same_on_every_device() -> None:
     token_ids = torch.arange(10_000)
     on_gpu = gumbel_noise([3, 2**64 - 1], token_ids.cuda()).cpu()
     torch.testing.assert_close(on_gpu, gumbel_noise([3, 2**64 - 1], token_ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [GGMLType.F32, GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q8_0])
+def test_loaded_checkpoints_answer_as_on_the_cpu(tmp_path: Path, kind: GGMLType) -> None:
+    """The whole engine: unpacking on the device, batching, preemption, prefix cache."""
+    path = write_tiny_llama(tmp_path / "tiny.gguf", ggml_type=kind)
+    sampling: list[dict[str, Any]] = [
+        {"max_tokens": 12},
+        {"max_tokens": 12, "temperature": 1.0, "seed": 3, "n": 2},
+    ]
+    requests = [
+        request(str(index), list(b"hello the quick brown fox"[: 5 + index]), **sampling[index % 2])
+        for index in range(8)
+    ]
+    tokens = {}
+    for device in ("cpu", "cuda"):
+        engine = make_engine(
+            path, device=device, num_kv_blocks=20, block_size=4, max_num_batched_tokens=16
+        )
+        results = run_all(engine, requests)
+        tokens[device] = {key: result.token_ids for key, result in results.items()}
+        assert engine.stats().num_used_blocks == 0
+    assert tokens["cuda"] == tokens["cpu"]

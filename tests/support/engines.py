@@ -45,10 +45,10 @@ class Result:
         self.error = delta.error
 
 
-def make_engine(path: Path, **config: Any) -> Engine:
-    """Loads an engine on the CPU in float32."""
+def make_engine(path: Path, *, device: str = "cpu", **config: Any) -> Engine:
+    """Loads an engine in float32."""
     engine, _ = load_engine(
-        path, EngineConfig(device="cpu", dtype="float32", **config), JobControl()
+        path, EngineConfig(device=device, dtype="float32", **config), JobControl()
     )
     return engine
 

@@ -221,6 +221,10 @@ class FakeConversationList(QWidget):
 
     def __init__(self, core: Core) -> None:
         super().__init__()
+        self.is_searching = False
+
+    def focus_search(self) -> None:
+        self.is_searching = True
 
     def new_conversation(self) -> None:
         self.conversation_selected.emit(0)

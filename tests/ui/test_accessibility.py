@@ -82,7 +82,7 @@ def make_plan_dialog(core: FakeCore) -> QWidget:
 
 
 def make_shortcuts(core: FakeCore) -> QWidget:
-    return ShortcutsDialog([Shortcut("New chat", ("Ctrl+N",))])
+    return ShortcutsDialog({"Everywhere": [Shortcut("New chat", ("Ctrl+N",))]})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """From an empty process to the window and back, in a process of its own."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from octavo.hub.library import LibraryModel
 from octavo.paths import AppPaths
+from octavo.ui.desktop import load_last_model
+from tests.ui.fakes import FakeCore, make_model
 
 IMPORT = """
 import json, sys
@@ -93,3 +97,16 @@ print(json.dumps({"status": desktop.run_desktop(AppPaths.default(), make_core)})
 
 def test_what_keeps_it_from_starting_is_shown(paths: AppPaths) -> None:
     assert run_python(CANNOT_START)["status"] == 1
+
+
+async def test_the_last_model_is_chosen_as_by_hand(core: FakeCore) -> None:
+    model = make_model()
+    core.library.models = [model]
+    chosen: list[LibraryModel] = []
+    core.settings.update(chat=dataclasses.replace(core.settings.value.chat, last_model="gone"))
+    await load_last_model(core.as_core, chosen.append)
+    assert chosen == []
+    chat = dataclasses.replace(core.settings.value.chat, last_model=model.name)
+    core.settings.update(chat=chat)
+    await load_last_model(core.as_core, chosen.append)
+    assert chosen == [model]

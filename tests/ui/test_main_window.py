@@ -1,11 +1,11 @@
 """The window: pages, rail, shortcuts, and asking to be closed."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from PySide6.QtCore import Qt
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QLabel
 
 from octavo.errors import StorageError
 from octavo.host import HostState, HostStatus
@@ -30,11 +30,13 @@ async def window(
 
 
 @pytest.fixture
-def shown(window: MainWindow) -> Iterator[MainWindow]:
+async def shown(window: MainWindow) -> AsyncIterator[MainWindow]:
     window.resize(1000, 700)
     window.show()
     window.activateWindow()
     yield window
+    # As when Octavo is closed: what works for a page ends before the page.
+    await UiTasks.current().cancel_all()
     window.hide()
     window.deleteLater()
 
@@ -85,6 +87,33 @@ async def test_a_narrow_window_has_a_rail_and_opens_the_sidebar_over_the_page(
     assert shown._sidebar.is_rail
 
 
+@pytest.mark.parametrize("way", ["escape", "click"])
+async def test_a_sidebar_that_lies_over_the_page_is_put_away(shown: MainWindow, way: str) -> None:
+    shown.resize(500, 600)
+    QTest.keyClick(shown, Qt.Key.Key_B, CTRL)
+    shown._sidebar._toggle.setFocus()
+    if way == "escape":
+        QTest.keyClick(shown._sidebar, Qt.Key.Key_Escape)
+    else:
+        QTest.mouseClick(shown._veil, Qt.MouseButton.LeftButton)
+    assert shown._sidebar.is_rail
+    assert QApplication.focusWidget() is shown.chat_page
+    assert not shown._veil.isVisible()
+
+
+async def test_escape_leaves_a_sidebar_beside_the_page_alone(shown: MainWindow) -> None:
+    QTest.keyClick(shown, Qt.Key.Key_Escape)
+    assert not shown._sidebar.is_rail
+
+
+async def test_search_is_one_key_away_in_a_narrow_window_too(shown: MainWindow) -> None:
+    shown.resize(500, 600)
+    QTest.keyClick(shown, Qt.Key.Key_F, CTRL)
+    assert not shown._sidebar.is_rail
+    assert isinstance(shown._conversations, FakeConversationList)
+    assert shown._conversations.is_searching
+
+
 async def test_closing_is_only_asked_for(shown: MainWindow) -> None:
     asked: list[bool] = []
     shown.closing.connect(lambda: asked.append(True))
@@ -112,6 +141,9 @@ async def test_shortcuts_are_listed(shown: MainWindow) -> None:
     dialog = shown.findChild(ShortcutsDialog)
     assert isinstance(dialog, ShortcutsDialog)
     assert dialog.isVisible()
+    texts = [label.text() for label in dialog.findChildren(QLabel)]
+    for text in ("Ctrl+N", "Ctrl+M", "Esc", "Alt+Up, Alt+Down", "Ctrl+C", "F2", "Del"):
+        assert text in texts
     dialog.reject()
 
 

@@ -166,13 +166,9 @@ class ChatSession:
 
     async def _fit(self, messages: Sequence[Message], sampling: SamplingParams) -> FittedContext:
         """Fits on a worker thread: counting a long conversation takes longer than a frame."""
-        prompt = self._store.conversation(self._conversation_id).system_prompt
+        system_prompt = self._store.conversation(self._conversation_id).system_prompt
+        sendable = prompt_messages(messages, system_prompt)
         places = _sendable_places(messages)
-        # System messages stand first and are never left out.
-        system = [prompt] if prompt.strip() else []
-        system += [message.content for message in messages if message.role is Role.SYSTEM]
-        sendable = [_chat_message(Role.SYSTEM, content) for content in system]
-        sendable += [_chat_message(messages[at].role, messages[at].content) for at in places]
         fitted = await asyncio.to_thread(self._fit_sendable, sendable, sampling.max_tokens)
         return dataclasses.replace(fitted, dropped=places[fitted.dropped] if fitted.dropped else 0)
 
@@ -302,6 +298,19 @@ class _Answer:
             self._unsaved = error
         else:
             self._unsaved = None
+
+
+def prompt_messages(messages: Sequence[Message], system_prompt: str) -> list[ChatMessage]:
+    """What the model gets to see of a conversation where everything fits.
+
+    System messages stand first. Answers without text are left out, and the question of a turn that
+    failed before its first word as well.
+    """
+    system = [system_prompt] if system_prompt.strip() else []
+    system += [message.content for message in messages if message.role is Role.SYSTEM]
+    prompt = [_chat_message(Role.SYSTEM, content) for content in system]
+    places = _sendable_places(messages)
+    return prompt + [_chat_message(messages[at].role, messages[at].content) for at in places]
 
 
 def _chat_message(role: Role, content: str) -> ChatMessage:

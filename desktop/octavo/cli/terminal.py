@@ -30,12 +30,8 @@ class ProgressLine:
     def show(self, progress: Progress) -> None:
         """Draws at most ten times a second, and each new stage."""
         now = time.monotonic()
-        if progress.stage == self._stage and now - self._drawn_at < 0.1:
-            return
-        if not self._is_terminal:
-            if progress.stage != self._stage:
-                print(progress.stage, file=sys.stderr, flush=True)
-            self._stage = progress.stage
+        is_drawn = progress.stage == self._stage and now - self._drawn_at < 0.1
+        if is_drawn or not self._is_terminal:
             return
         self._stage, self._drawn_at = progress.stage, now
         text = progress.stage

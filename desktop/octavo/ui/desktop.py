@@ -16,12 +16,12 @@ from PySide6.QtWidgets import QApplication, QVBoxLayout, QWidget
 from octavo.core import Core
 from octavo.errors import OctavoError
 from octavo.host import HostState, HostStatus
+from octavo.hub.library import LibraryModel
 from octavo.paths import AppPaths
 from octavo.settings import Settings
 from octavo.ui.application import make_application
 from octavo.ui.event_loop import OctavoLoop
 from octavo.ui.main_window import SETTINGS, MainWindow
-from octavo.ui.models.loading import load_model
 from octavo.ui.models.starter_pull import StarterPull
 from octavo.ui.settings.settings_page import SettingsPage
 from octavo.ui.tasks import UiTasks, spawn
@@ -68,8 +68,7 @@ async def _run(app: QApplication, paths: AppPaths, make_core: MakeCore, started_
             page = window.page(SETTINGS)
             assert isinstance(page, SettingsPage)
             page.show_error(core.settings_error)
-        # The pages show what the host could not load; a second message would say it twice.
-        spawn(_load_last_model(core), lambda error: logger.info("Not loaded: %s", error))
+        spawn(load_last_model(core, window.chat_page.picker.choose))
         await stop.wait()
         await _close(core, window)
     return 0
@@ -116,15 +115,19 @@ def _remember_model(core: Core, state: HostState) -> None:
         logger.warning("The model used last is not remembered: %s", error)
 
 
-async def _load_last_model(core: Core) -> None:
-    """Loads what was in use when the window was closed; a model that is gone is not missed."""
+async def load_last_model(core: Core, choose: Callable[[LibraryModel], None]) -> None:
+    """Loads what was in use when the window was closed; a model that is gone is not missed.
+
+    Args:
+        choose: as if the person had chosen it, so that the load can be cancelled as such.
+    """
     name = core.settings.value.chat.last_model
     if not name:
         return
     models = await asyncio.to_thread(core.library.scan)
     model = next((model for model in models if model.name == name and not model.problem), None)
     if model is not None and core.host.state.status is HostStatus.EMPTY:
-        await load_model(core, model)
+        choose(model)
 
 
 async def _show_failed_start(error: OctavoError, stop: asyncio.Event) -> int:

@@ -28,8 +28,14 @@ def ui_font(scale: float = 1.0, pixels: int = FONT_BODY) -> QFont:
 
 def mono_font(scale: float = 1.0, pixels: int = FONT_BODY) -> QFont:
     """JetBrains Mono at a size of the type scale, for code and compared figures."""
-    font = QFont(FONT_MONO)
+    font = without_ligatures(QFont(FONT_MONO))
     font.setStyleHint(QFont.StyleHint.Monospace)
     font.setPixelSize(scaled(pixels, scale))
     font.setHintingPreference(QFont.HintingPreference.PreferNoHinting)
+    return font
+
+
+def without_ligatures(font: QFont) -> QFont:
+    """The font with every character as it was written: `!=` stays two signs, `->` no arrow."""
+    font.setFeature(QFont.Tag("calt"), 0)
     return font

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PySide6.QtCore import QSettings, QSize, Qt, Signal
-from PySide6.QtGui import QCloseEvent, QKeySequence, QResizeEvent, QShortcut
-from PySide6.QtWidgets import QMainWindow, QStackedWidget, QWidget
+from PySide6.QtGui import QCloseEvent, QKeySequence, QMouseEvent, QResizeEvent, QShortcut
+from PySide6.QtWidgets import QApplication, QMainWindow, QStackedWidget, QWidget
 
 from octavo.core import Core
+from octavo.ui.chat.chat_page import SHORTCUTS as CHAT_SHORTCUTS
 from octavo.ui.chat.chat_page import ChatPage
+from octavo.ui.chat.conversation_list import SHORTCUTS as LIST_SHORTCUTS
 from octavo.ui.chat.conversation_list import ConversationList
 from octavo.ui.icons import app_icon
 from octavo.ui.models.models_page import ModelsPage
@@ -51,6 +53,7 @@ class MainWindow(QMainWindow):
         self._body = QWidget()
         self.setCentralWidget(self._body)
         self._stack = QStackedWidget(self._body)
+        self._veil = _Veil(self._body)
         self._sidebar = Sidebar(ENTRIES, self._body)
         self.toast = Toast(self._body)
         # Pages that nobody has looked at yet are not made: the first paint comes sooner.
@@ -114,6 +117,7 @@ class MainWindow(QMainWindow):
     def _connect(self) -> None:
         self._sidebar.page_chosen.connect(self.show_page)
         self._sidebar.toggle_asked.connect(self._toggle_sidebar)
+        self._veil.clicked.connect(self._toggle_sidebar)
         self._sidebar.status_clicked.connect(lambda: self.show_page(MODELS))
         self._conversations.conversation_selected.connect(self._show_conversation)
         self._core.host.state_changed.connect(self._sidebar.show_host)
@@ -124,6 +128,7 @@ class MainWindow(QMainWindow):
         actions: tuple[tuple[Shortcut, Callable[[], None]], ...] = (
             (Shortcut("New chat", ("Ctrl+N",)), self._new_conversation),
             (Shortcut("Write a message", ("Ctrl+L",)), self.focus_composer),
+            (Shortcut("Search chats", ("Ctrl+F",)), self._search),
             (Shortcut("Chat", ("Ctrl+1",)), lambda: self.show_page(CHAT)),
             (Shortcut("Models", ("Ctrl+2",)), lambda: self.show_page(MODELS)),
             (Shortcut("Settings", ("Ctrl+3", "Ctrl+,")), lambda: self.show_page(SETTINGS)),
@@ -135,9 +140,16 @@ class MainWindow(QMainWindow):
         for shortcut, action in actions:
             for keys in shortcut.keys:
                 QShortcut(QKeySequence(keys), self).activated.connect(action)
+        self._put_away = QShortcut(QKeySequence("Esc"), self)
+        self._put_away.activated.connect(self._toggle_sidebar)
 
     def show_shortcuts(self) -> None:
-        dialog = ShortcutsDialog(self._shortcuts, self)
+        groups = {
+            "Everywhere": self._shortcuts,
+            "In a chat": CHAT_SHORTCUTS,
+            "In the list of chats": LIST_SHORTCUTS,
+        }
+        dialog = ShortcutsDialog(groups, self)
         dialog.finished.connect(dialog.deleteLater)
         dialog.open()
 
@@ -154,12 +166,20 @@ class MainWindow(QMainWindow):
         self.show_page(CHAT)
         self.chat_page.focus_composer()
 
+    def _search(self) -> None:
+        self._set_expanded(True)
+        self._conversations.focus_search()
+
     def _toggle_sidebar(self) -> None:
         self._set_expanded(not self._is_expanded)
 
     def _set_expanded(self, is_expanded: bool) -> None:
+        had_focus = self._sidebar.isAncestorOf(QApplication.focusWidget() or self)
         self._is_expanded = is_expanded
         self._arrange()
+        if had_focus and not is_expanded and self._is_narrow:
+            # What had the keyboard may be hidden now.
+            self._pages[self.current_page].setFocus()
 
     def _arrange(self) -> None:
         """Beside the pages where there is room; over them where the window is narrow."""
@@ -174,6 +194,10 @@ class MainWindow(QMainWindow):
         left = self._sidebar.width_at(is_rail=True) if is_over else sidebar_width
         self._sidebar.setGeometry(0, 0, sidebar_width, height)
         self._stack.setGeometry(left, 0, width - left, height)
+        self._veil.setGeometry(left, 0, width - left, height)
+        self._veil.setVisible(is_over)
+        self._put_away.setEnabled(is_over)
+        self._veil.raise_()
         self._sidebar.raise_()
         if self.toast.isVisible():
             self.toast.raise_()
@@ -185,3 +209,12 @@ class MainWindow(QMainWindow):
             available = self.screen().availableSize()
             self.resize(DEFAULT_SIZE.boundedTo(available * 0.9))
         self.setWindowState(self.windowState() & ~Qt.WindowState.WindowMinimized)
+
+
+class _Veil(QWidget):
+    """Lies unseen over the page while the sidebar lies over both; a click puts the sidebar away."""
+
+    clicked = Signal()
+
+    def mousePressEvent(self, _event: QMouseEvent) -> None:
+        self.clicked.emit()

@@ -6,13 +6,21 @@ from pathlib import Path
 
 import pytest
 from PySide6.QtCore import Qt, QUrl
-from PySide6.QtGui import QDesktopServices
+from PySide6.QtGui import QDesktopServices, QGuiApplication
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QAbstractButton, QLineEdit, QListView, QPlainTextEdit, QTextBrowser
+from PySide6.QtWidgets import (
+    QAbstractButton,
+    QLineEdit,
+    QListView,
+    QMenu,
+    QPlainTextEdit,
+    QTextBrowser,
+)
 
 from octavo.chats.message import MessageStatus
 from octavo.errors import EngineError, InsufficientMemoryError, StorageError
 from octavo.host import HostState, HostStatus
+from octavo.jobs import Progress
 from octavo.ui.chat.chat_page import ChatPage
 from octavo.ui.chat.conversation_list import NEW_CONVERSATION, ConversationList
 from octavo.ui.tasks import UiTasks
@@ -188,6 +196,45 @@ async def test_answers_go_on_while_another_conversation_is_shown(
     assert shown(page)[1] == (ANSWER, "done")
 
 
+async def test_the_gauge_follows_an_answer(chat_core: FakeChatCore, page: ChatPage) -> None:
+    gauge = page.composer.gauge
+    chat_core.host.hold_at = 0
+    page.welcome.example_buttons[0].click()
+    await until(lambda: gauge.text == "5 of 8,192 tokens")
+    chat_core.host.hold_at = 2
+    chat_core.host.held.set()
+    chat_core.host.held = asyncio.Event()
+    await until(lambda: len(page.transcript) == 2 and page.transcript[1].content == "Because air ")
+    await until(lambda: gauge.text == "7 of 8,192 tokens")
+    assert page.composer.is_busy
+    chat_core.host.held.set()
+    await until(lambda: gauge.text == "9 of 8,192 tokens")
+
+
+async def test_messages_are_reached_from_the_composer(page: ChatPage) -> None:
+    ask(page, "Why?")
+    await until(lambda: len(page.transcript) == 2 and not page.composer.is_busy)
+    alt = Qt.KeyboardModifier.AltModifier
+    QTest.keyClick(page.composer.editor, Qt.Key.Key_Up, alt)
+    assert page.view.current == 1
+    QTest.keyClick(page.view, Qt.Key.Key_Up, alt)
+    assert page.view.current == 0
+    QTest.keyClick(page.view, Qt.Key.Key_C, Qt.KeyboardModifier.ControlModifier)
+    assert QGuiApplication.clipboard().text() == "Why?"
+
+
+async def test_the_model_menu_opens_by_key_once_a_model_is_named(
+    chat_core: FakeChatCore, page: ChatPage
+) -> None:
+    page.activateWindow()
+    chat_core.host.set_ready(MODEL)
+    QTest.keyClick(page.composer.editor, Qt.Key.Key_M, Qt.KeyboardModifier.ControlModifier)
+    await until(lambda: page.picker.findChild(QMenu) is not None)
+    menu = page.picker.findChild(QMenu)
+    assert menu is not None
+    menu.close()
+
+
 async def test_two_conversations_stream_at_once(chat_core: FakeChatCore, page: ChatPage) -> None:
     chat_core.host.hold_at = 1
     ask(page, "One?")
@@ -253,6 +300,28 @@ async def test_load_shows_progress_and_can_be_cancelled(
     page.picker.cancel_button.click()
     await until(lambda: chat_core.host.state.status is HostStatus.EMPTY)
     assert not page.picker.progress.isVisible()
+
+
+async def test_the_progress_of_a_load_costs_the_window_nothing_to_speak_of(
+    chat_core: FakeChatCore, page: ChatPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr(page.welcome, "show_state", lambda *state: shown.append(state))
+    monkeypatch.setattr(page.composer, "set_unavailable", shown.append)
+    for done in range(200):
+        progress = Progress("Loading weights", done, 200)
+        chat_core.host.set_state(HostState(HostStatus.LOADING, MODEL, progress))
+    assert len(shown) == 2, "once each: a load reports every tensor, and all of them in a second"
+
+
+async def test_a_load_begun_elsewhere_is_not_cancelled_here(
+    chat_core: FakeChatCore, page: ChatPage
+) -> None:
+    page.picker.choose(MODEL)
+    await until(lambda: page.picker._task is not None and page.picker._task.done())
+    chat_core.host.set_state(HostState(HostStatus.LOADING, MODEL))
+    assert page.picker.progress.isVisible()
+    assert not page.picker.cancel_button.isVisible()
 
 
 async def test_a_failed_load_says_why_and_can_be_tried_again(

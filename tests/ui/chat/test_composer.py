@@ -1,12 +1,15 @@
 """The composer by keyboard, its growth and its gauge."""
 
+from collections.abc import Mapping, Sequence
+
 import pytest
-from PySide6.QtCore import Qt
+from PySide6.QtCore import QEvent, QObject, Qt
 from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QWidget
 
 from octavo.chats.message import MessageStatus, Role
 from octavo.ui.chat.composer import MAX_LINES, Composer
-from octavo.ui.chat.context_gauge import ContextGauge, prompt_messages
+from octavo.ui.chat.context_gauge import ContextGauge, count_context
 from octavo.ui.theme import ThemeController
 from tests.ui.chat.fakes import make_message
 
@@ -104,10 +107,39 @@ def test_counted_is_what_would_be_sent() -> None:
         make_message(2, Role.ASSISTANT, "two"),
         make_message(3, Role.USER, "never answered"),
         make_message(4, Role.ASSISTANT, "", MessageStatus.FAILED),
+        make_message(5, Role.USER, "stopped before the first word"),
+        make_message(6, Role.ASSISTANT, "", MessageStatus.STOPPED),
     ]
-    assert [m["content"] for m in prompt_messages(messages, "system", "draft")] == [
-        "system",
-        "one",
-        "two",
-        "draft",
-    ]
+    counted: list[list[str]] = []
+
+    def count(prompt: Sequence[Mapping[str, str]]) -> int:
+        counted.append([message["content"] for message in prompt])
+        return 42
+
+    assert count_context(messages, "system", "draft", count) == 42
+    assert counted == [["system", "one", "two", "stopped before the first word\n\ndraft"]]
+
+
+def test_a_system_prompt_alone_is_no_prompt() -> None:
+    assert count_context([], "system", " ", lambda _: 42) == 0
+
+
+def test_a_new_reason_is_painted_at_once(composer: Composer) -> None:
+    composer.set_unavailable("No model is loaded.")
+    QTest.qWait(50)
+    watcher = PaintWatcher(composer.editor.viewport())
+    composer.set_unavailable("")
+    QTest.qWait(50)
+    assert watcher.num_paints >= 1
+    assert composer.editor.placeholderText() == "Write a message"
+
+
+class PaintWatcher(QObject):
+    def __init__(self, widget: QWidget) -> None:
+        super().__init__(widget)
+        self.num_paints = 0
+        widget.installEventFilter(self)
+
+    def eventFilter(self, _watched: QObject, event: QEvent) -> bool:
+        self.num_paints += event.type() is QEvent.Type.Paint
+        return False

@@ -83,6 +83,45 @@ def test_arrow_keys_show_conversations(chat_core: FakeChatCore, listed: Conversa
     assert len(shown) == 2
 
 
+def test_who_walks_through_the_list_stays_in_it(listed: ConversationList, window: QWidget) -> None:
+    composer = QLineEdit(window)
+    composer.show()
+    listed.conversation_selected.connect(lambda _id: composer.setFocus())
+    listed.view.setFocus()
+    QTest.keyClick(listed.view, Qt.Key.Key_Down)
+    assert listed.view.hasFocus()
+    QTest.keyClick(listed.view, Qt.Key.Key_Return)
+    assert composer.hasFocus()
+    listed.select(listed.model.conversation(1).id)
+    listed.view.setFocus()
+    listed.delete_action.trigger()
+    assert listed.view.hasFocus()
+
+
+async def test_f2_renames_from_wherever_the_keyboard_is(
+    chat_core: FakeChatCore, listed: ConversationList, window: QWidget
+) -> None:
+    composer = QLineEdit(window)
+    composer.show()
+    window.activateWindow()
+    listed.select(id_of(chat_core, "Sky"))
+    composer.setFocus()
+    QTest.keyClick(composer, Qt.Key.Key_F2)
+    editor = listed.view.findChild(QLineEdit)
+    assert editor is not None
+    assert editor.text() == "Sky"
+
+
+async def test_escape_clears_the_search_and_then_is_the_windows(listed: ConversationList) -> None:
+    listed.search.setText("softm")
+    assert listed._clear_action.isVisible()
+    listed.focus_search()
+    QTest.keyClick(listed.search, Qt.Key.Key_Escape)
+    assert listed.search.text() == ""
+    assert not listed._clear_action.isVisible()
+    await until(lambda: len(titles(listed)) == 3)
+
+
 def test_return_in_the_search_shows_the_first_found(
     chat_core: FakeChatCore, listed: ConversationList
 ) -> None:

@@ -6,6 +6,7 @@ import pytest
 from PySide6.QtCore import QUrl
 from PySide6.QtGui import (
     QColor,
+    QFont,
     QFontMetrics,
     QGuiApplication,
     QTextCursor,
@@ -39,6 +40,23 @@ def test_code_can_be_read(theme: Theme) -> None:
     for name in CodeColors.__dataclass_fields__:
         dark, light = sorted((luminance(getattr(colors, name)), luminance(theme.well)))
         assert (light + 0.05) / (dark + 0.05) >= 4.5, name
+
+
+def test_signs_stay_as_they_were_written(app: QApplication, parent: QWidget) -> None:
+    style = ChatStyle(LIGHT)
+    calt = QFont.Tag("calt")
+    segment = CodeSegment(parent, style)
+    segment.set_code("python", "a != b -> c")
+    segment.height_for(400)
+    assert segment.editor.document().defaultFont().featureValue(calt) == 0
+    assert segment.editor.document().defaultFont().isFeatureSet(calt)
+    text = TextSegment(parent, style)
+    text.set_html("<p>Is <code>a != b</code> true?</p>")
+    cursor = QTextCursor(text.document())
+    cursor.setPosition(5)
+    font = cursor.charFormat().font().resolve(text.document().defaultFont())
+    assert font.isFeatureSet(calt)
+    assert font.featureValue(calt) == 0
 
 
 def test_reading_width_is_that_of_print(app: QApplication) -> None:

@@ -4,13 +4,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from PySide6.QtWidgets import QApplication
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication, QLabel, QVBoxLayout, QWidget
 
 from octavo.errors import DownloadError
 from octavo.host import HostStatus
 from octavo.hub.catalog import CatalogEntry
 from octavo.jobs import JobControl, Progress
-from octavo.ui.models.starter_card import StarterCard
+from octavo.ui.models.starter_card import StarterCard, centred
 from octavo.ui.models.starter_pull import PullStatus, StarterPull
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
@@ -110,3 +111,17 @@ async def test_two_cards_show_one_download(
 async def test_the_offer_names_size_and_licence(card: StarterCard) -> None:
     texts = [label.text() for label in card.findChildren(type(card._progress._amount_label))]
     assert "88.6 MiB · Apache-2.0" in texts
+
+
+@pytest.mark.parametrize("width", [400, 560, 800, 1100])
+async def test_no_text_is_cut_off(core: FakeCore, fake_pull: FakePull, width: int) -> None:
+    page = QWidget()
+    column = QVBoxLayout(page)
+    column.addLayout(centred(StarterCard(core.as_core)))
+    column.addStretch(1)
+    page.resize(width, 600)
+    page.show()
+    QTest.qWait(20)
+    for label in page.findChildren(QLabel):
+        if label.isVisible() and label.wordWrap():
+            assert label.height() >= label.heightForWidth(label.width())

@@ -1,25 +1,36 @@
 """`ChatPage`: a conversation with the loaded model; connects its parts and shows what they say."""
 
 import asyncio
+import time
 
 from PySide6.QtCore import Qt, QTimer, QUrl
-from PySide6.QtGui import QDesktopServices, QHideEvent, QKeyEvent, QResizeEvent, QShowEvent
+from PySide6.QtGui import (
+    QDesktopServices,
+    QHideEvent,
+    QKeyEvent,
+    QKeySequence,
+    QResizeEvent,
+    QShortcut,
+    QShowEvent,
+)
 from PySide6.QtWidgets import QStackedWidget, QVBoxLayout, QWidget
 
 from octavo.chats.message import Message
 from octavo.core import Core
 from octavo.errors import OctavoError
 from octavo.host import HostState, HostStatus
+from octavo.hub.library import LibraryModel
 from octavo.ui.chat.chat_style import ChatStyle
 from octavo.ui.chat.chat_turns import ChatTurns
 from octavo.ui.chat.composer import Composer
-from octavo.ui.chat.context_gauge import prompt_messages
+from octavo.ui.chat.context_gauge import count_context
 from octavo.ui.chat.conversation_list import NEW_CONVERSATION
 from octavo.ui.chat.message_view import OVERHANG
 from octavo.ui.chat.model_picker import ModelPicker
 from octavo.ui.chat.transcript_model import TranscriptModel
 from octavo.ui.chat.transcript_view import TranscriptView
 from octavo.ui.chat.welcome import Welcome
+from octavo.ui.shortcuts import Shortcut
 from octavo.ui.tasks import spawn
 from octavo.ui.theme import ThemeController
 from octavo.ui.tokens import SPACE_GROUP, SPACE_WITHIN
@@ -29,6 +40,8 @@ from octavo.ui.widgets.dialogs import confirm
 from octavo.ui.widgets.labels import hairline
 
 COUNT_DELAY_MS = 250
+COUNT_COST_SHARE = 0.05
+"""Counting a conversation that is so long that it takes more of the time than this waits longer."""
 OPENED_SCHEMES = ("http", "https", "mailto")
 REASONS = {
     HostStatus.EMPTY: "No model is loaded. Choose one above.",
@@ -37,6 +50,14 @@ REASONS = {
     HostStatus.UNLOADING: "The model is being unloaded.",
     HostStatus.READY: "",
 }
+SHORTCUTS = (
+    Shortcut("Send the message", ("Return",)),
+    Shortcut("Begin a new line", ("Shift+Return",)),
+    Shortcut("Stop the answer", ("Esc",)),
+    Shortcut("Choose the model", ("Ctrl+M",)),
+    Shortcut("Go from message to message", ("Alt+Up", "Alt+Down"), shown=2),
+    Shortcut("Copy the selection, or the message", ("Ctrl+C",)),
+)
 
 
 class ChatPage(QWidget):
@@ -50,7 +71,8 @@ class ChatPage(QWidget):
         """Of the conversations that are not shown."""
         self._sent: dict[int, str] = {}
         """Texts of turns that are not saved yet, by conversation."""
-        self._num_counts = 0
+        self._is_counting = False
+        self._shown_host: tuple[HostStatus, LibraryModel | None] | None = None
         self.setProperty("surface", "paper")
         self.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
         self.turns = ChatTurns(core, self)
@@ -79,10 +101,11 @@ class ChatPage(QWidget):
         column.addWidget(self._foot)
         self.picker.setContentsMargins(SPACE_WITHIN, 0, SPACE_WITHIN, SPACE_WITHIN)
         self._count_timer = QTimer(self, singleShot=True, interval=COUNT_DELAY_MS)
-        self._count_timer.timeout.connect(lambda: spawn(self._count_tokens()))
+        self._count_timer.timeout.connect(self._count_now)
         self._connect()
         self._show_host(core.host.state)
         QTimer.singleShot(0, self, self.picker.refresh)
+        QShortcut(QKeySequence("Ctrl+M"), self).activated.connect(self.picker.open_menu)
         self.setFocusProxy(self.composer.editor)
 
     @property
@@ -105,8 +128,14 @@ class ChatPage(QWidget):
         self.composer.editor.setFocus()
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
+        step = {Qt.Key.Key_Up: -1, Qt.Key.Key_Down: 1}.get(Qt.Key(event.key()), 0)
+        is_alt = bool(event.modifiers() & Qt.KeyboardModifier.AltModifier)
         if event.key() == Qt.Key.Key_Escape and self.composer.is_busy:
             self._stop()
+        elif step and is_alt and self._stack.currentWidget() is self.view:
+            # From the composer: the messages take the keyboard.
+            self.view.setFocus()
+            self.view.move_current(step)
         else:
             super().keyPressEvent(event)
 
@@ -198,10 +227,13 @@ class ChatPage(QWidget):
         if self.composer.text == sent:
             self.composer.clear()
         self._show_messages()
+        self._count_now()
 
     def _show_update(self, conversation_id: int, message: Message) -> None:
         if conversation_id == self._conversation_id:
             self.transcript.show_snapshot(message)
+            if not self._count_timer.isActive():
+                self._count_soon()
 
     def _show_ended(self, conversation_id: int) -> None:
         refused = self._sent.pop(conversation_id, None)
@@ -241,6 +273,10 @@ class ChatPage(QWidget):
             return []
 
     def _show_host(self, state: HostState) -> None:
+        """A load tells of its progress many times a second, which changes nothing here."""
+        if (state.status, state.model) == self._shown_host:
+            return
+        self._shown_host = (state.status, state.model)
         self.composer.set_unavailable(REASONS[state.status])
         self._show_welcome()
         self._count_soon()
@@ -262,24 +298,35 @@ class ChatPage(QWidget):
         if self.isVisible():
             self._count_timer.start()
 
+    def _count_now(self) -> None:
+        """One count at a time: text that grows meanwhile is counted after it."""
+        if self._is_counting:
+            self._count_soon()
+        else:
+            self._is_counting = True
+            spawn(self._count_tokens())
+
     async def _count_tokens(self) -> None:
-        """Counts on a worker; of several counts under way only the newest is shown."""
-        host = self._core.host
+        host, conversation_id = self._core.host, self._conversation_id
         limit = host.context_limit_tokens
-        self._num_counts += 1
-        number = self._num_counts
-        if not limit:
-            self.composer.gauge.set_counts(0, 0)
-            return
+        began = time.perf_counter()
         try:
-            system_prompt = self._system_prompt()
             messages = [self.transcript[index] for index in range(len(self.transcript))]
-            prompt = prompt_messages(messages, system_prompt, self.composer.text)
-            used = await asyncio.to_thread(host.count_tokens, prompt) if prompt else 0
+            draft = self.composer.text
+            prompt = self._system_prompt()
+            used = 0
+            if limit:
+                used = await asyncio.to_thread(
+                    count_context, messages, prompt, draft, host.count_tokens
+                )
         except OctavoError:
             # A model without a chat template cannot chat; the turn will say so.
             used, limit = 0, 0
-        if number == self._num_counts:
+        finally:
+            self._is_counting = False
+        cost_ms = (time.perf_counter() - began) * 1000
+        self._count_timer.setInterval(max(COUNT_DELAY_MS, int(cost_ms / COUNT_COST_SHARE)))
+        if conversation_id == self._conversation_id:
             self.composer.gauge.set_counts(used, limit)
 
     def _system_prompt(self) -> str:

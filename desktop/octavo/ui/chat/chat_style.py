@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PySide6.QtGui import QFont, QFontMetrics
 
-from octavo.ui.fonts import mono_font, ui_font
+from octavo.ui.fonts import mono_font, ui_font, without_ligatures
 from octavo.ui.tokens import (
     FONT_BODY,
     FONT_HEADING,
@@ -49,7 +49,8 @@ class ChatStyle:
 
     @property
     def reading_font(self) -> QFont:
-        return ui_font(self.scale, FONT_READING)
+        """Its code spans inherit what it does about ligatures."""
+        return without_ligatures(ui_font(self.scale, FONT_READING))
 
     @property
     def code_font(self) -> QFont:

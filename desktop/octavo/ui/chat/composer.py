@@ -137,6 +137,8 @@ class Composer(QFrame):
         button.setAccessibleName("Stop the answer" if self._is_busy else "Send the message")
         button.setAccessibleDescription("" if self._is_busy else self._reason)
         self.editor.setPlaceholderText(self._reason or "Write a message")
+        # Qt paints another placeholder only once something else changes.
+        self.editor.viewport().update()
         self.gauge.set_reason("" if not self.text.strip() else self._reason)
 
     def _apply_theme(self) -> None:

@@ -1,12 +1,15 @@
 """`ContextGauge`: how much of the context the conversation and the draft fill, in exact tokens."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 from PySide6.QtCore import QRectF
 from PySide6.QtGui import QColor, QPainter, QPaintEvent
 from PySide6.QtWidgets import QHBoxLayout, QWidget
 
-from octavo.chats.message import Message, MessageStatus, Role
+from octavo.chats.context_window import ChatMessage, fit_messages
+from octavo.chats.message import Message, Role
+from octavo.chats.session import prompt_messages
 from octavo.ui.theme import ThemeController
 from octavo.ui.tokens import SPACE_WITHIN, scaled
 from octavo.ui.widgets.labels import ElidedLabel, set_tone
@@ -98,25 +101,19 @@ class _Bar(QWidget):
         painter.end()
 
 
-def prompt_messages(
-    messages: Sequence[Message], system_prompt: str, draft: str
-) -> list[dict[str, str]]:
-    """What the model would get if the draft were sent now and everything fitted.
+def count_context(
+    messages: Sequence[Message],
+    system_prompt: str,
+    draft: str,
+    count_tokens: Callable[[Sequence[ChatMessage]], int],
+) -> int:
+    """Tokens of the prompt if the draft were sent now and everything fitted; for a worker thread.
 
-    As in `ChatSession`: answers without text are left out, and a question whose answer failed
-    before its first word as well.
+    An answer that is being written counts with the text it has.
     """
-    prompt = [{"role": Role.SYSTEM.value, "content": system_prompt}] if system_prompt else []
-    for index, message in enumerate(messages):
-        following = messages[index + 1] if index + 1 < len(messages) else None
-        has_failed = (
-            message.role is Role.USER
-            and following is not None
-            and following.status is MessageStatus.FAILED
-            and not following.content
-        )
-        if message.content and not has_failed and message.role is not Role.SYSTEM:
-            prompt.append({"role": message.role.value, "content": message.content})
+    prompt = prompt_messages(messages, system_prompt)
     if draft.strip():
         prompt.append({"role": Role.USER.value, "content": draft})
-    return prompt
+    if all(message["role"] == Role.SYSTEM for message in prompt):
+        return 0
+    return fit_messages(prompt, count_tokens, sys.maxsize).prompt_tokens

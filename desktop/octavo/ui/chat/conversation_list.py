@@ -1,7 +1,7 @@
 """`ConversationList`: all conversations, newest first; search, rename, delete with undo."""
 
-from PySide6.QtCore import QModelIndex, QPoint, Qt, QTimer, Signal
-from PySide6.QtGui import QAction, QKeySequence, QShowEvent
+from PySide6.QtCore import QEvent, QModelIndex, QObject, QPoint, Qt, QTimer, Signal
+from PySide6.QtGui import QAction, QKeyEvent, QKeySequence, QShowEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QHBoxLayout,
@@ -17,6 +17,8 @@ from PySide6.QtWidgets import (
 from octavo.core import Core
 from octavo.errors import OctavoError
 from octavo.ui.chat.conversation_model import ConversationModel, Index
+from octavo.ui.icons import icon
+from octavo.ui.shortcuts import Shortcut
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
 from octavo.ui.tokens import SPACE_TIGHT, SPACE_WITHIN
@@ -26,6 +28,12 @@ from octavo.ui.widgets.toast import find_toast
 
 NEW_CONVERSATION = 0
 """Stands for a conversation that is not saved yet: its first message makes it."""
+SHORTCUTS = (
+    Shortcut("Show the chat before or after", ("Up", "Down"), shown=2),
+    Shortcut("Rename the chat", ("F2",)),
+    Shortcut("Delete the chat", ("Del",)),
+    Shortcut("Clear the search", ("Esc",)),
+)
 SEARCH_DELAY_MS = 150
 REFRESH_DELAY_MS = 30
 """A turn changes the store several times at once; the list follows once."""
@@ -46,23 +54,33 @@ class ConversationList(QWidget):
         self.search.setPlaceholderText("Search chats")
         self.search.setAccessibleName("Search conversations")
         self.search.setToolTip("Finds words in titles and messages")
-        self.search.setClearButtonEnabled(True)
+        self._clear_action = QAction("Clear the search", self.search)
+        self._clear_action.triggered.connect(self.search.clear)
+        self._clear_action.setVisible(False)
+        self.search.addAction(self._clear_action, QLineEdit.ActionPosition.TrailingPosition)
+        self.search.textChanged.connect(lambda text: self._clear_action.setVisible(bool(text)))
+        self.search.installEventFilter(self)
         self.new_button = IconButton("plus", "New chat (Ctrl+N)")
         self.new_button.clicked.connect(self.new_conversation)
         self.model = ConversationModel(self)
         self.model.renamed.connect(self._rename)
-        self.view = QListView()
+        self.view = _ConversationView()
+        self.view.opened.connect(self._open_current)
         self.view.setModel(self.model)
         self.view.setAccessibleName("Conversations")
         self.view.setUniformItemSizes(True)
         self.view.setTextElideMode(Qt.TextElideMode.ElideRight)
         self.view.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.view.setItemDelegate(_TitleDelegate(self.view))
-        self.view.setEditTriggers(QAbstractItemView.EditTrigger.EditKeyPressed)
+        self.view.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.view.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
         self.view.customContextMenuRequested.connect(self._open_menu)
         self.view.selectionModel().currentChanged.connect(self._take_current)
         self._note = label("", "caption", wrap=True)
+        self.rename_action = QAction("Rename", self)
+        self.rename_action.setShortcut(QKeySequence(Qt.Key.Key_F2))
+        self.rename_action.triggered.connect(self.rename_current)
+        self.addAction(self.rename_action)
         self.delete_action = QAction("Delete", self.view)
         self.delete_action.setShortcut(QKeySequence(QKeySequence.StandardKey.Delete))
         self.delete_action.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
@@ -84,7 +102,8 @@ class ConversationList(QWidget):
         self.search.returnPressed.connect(self._enter_results)
         self._refresh_timer = QTimer(self, singleShot=True, interval=REFRESH_DELAY_MS)
         self._refresh_timer.timeout.connect(self.refresh)
-        ThemeController.current().changed.connect(self.view.doItemsLayout)
+        ThemeController.current().changed.connect(self._apply_theme)
+        self._apply_theme()
         disconnect = core.chats.changed.connect(self._follow)
         self.destroyed.connect(lambda _=None: disconnect())
         self.refresh()
@@ -130,11 +149,14 @@ class ConversationList(QWidget):
 
     def rename_current(self) -> None:
         """Opens the title of the selected conversation for writing."""
-        self.view.edit(self.view.currentIndex())
+        if self.view.currentIndex().isValid():
+            self.view.setFocus()
+            self.view.edit(self.view.currentIndex())
 
     def delete_current(self) -> None:
         """Takes the selected conversation out of the list; a toast offers to undo that."""
         index = self.view.currentIndex()
+        has_focus = self.view.hasFocus()
         if not index.isValid():
             return
         conversation = self.model.conversation(index.row())
@@ -147,6 +169,8 @@ class ConversationList(QWidget):
         if conversation.id == self._selected:
             row = min(index.row(), self.model.rowCount() - 1)
             self.select(self.model.conversation(row).id if row >= 0 else NEW_CONVERSATION)
+        if has_focus:
+            self.view.setFocus()
         toast = find_toast(self)
         if toast is not None:
             toast.show_message(
@@ -154,6 +178,20 @@ class ConversationList(QWidget):
                 action_text="Undo",
                 action=lambda: self._restore(conversation.id),
             )
+
+    def focus_search(self) -> None:
+        self.search.setFocus()
+        self.search.selectAll()
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        is_escape = isinstance(event, QKeyEvent) and event.key() == Qt.Key.Key_Escape
+        if watched is self.search and is_escape and self.search.text():
+            if event.type() is QEvent.Type.KeyPress:
+                self.search.clear()
+            # Also as ShortcutOverride: the key is the search's before it is the window's.
+            event.accept()
+            return True
+        return super().eventFilter(watched, event)
 
     def showEvent(self, event: QShowEvent) -> None:
         """The style sheet reaches the list only now; rows were measured without it."""
@@ -200,7 +238,20 @@ class ConversationList(QWidget):
         if self._is_refreshing or not current.isValid():
             return
         self._selected = self.model.conversation(current.row()).id
+        is_by_key = self.view.is_by_key
         self.conversation_selected.emit(self._selected)
+        if is_by_key:
+            # Who walks through the list wants to go on; Return leads to the composer.
+            self.view.setFocus()
+
+    def _open_current(self) -> None:
+        if self._selected != NEW_CONVERSATION:
+            self.conversation_selected.emit(self._selected)
+
+    def _apply_theme(self) -> None:
+        theme = ThemeController.current().theme
+        self._clear_action.setIcon(icon("x", theme.ink_soft))
+        self.view.doItemsLayout()
 
     def _enter_results(self) -> None:
         """Return in the search field shows the first conversation found."""
@@ -214,13 +265,31 @@ class ConversationList(QWidget):
         if not self.view.indexAt(position).isValid():
             return
         menu = QMenu(self)
-        menu.addAction("Rename", QKeySequence(Qt.Key.Key_F2), self.rename_current)
+        menu.addAction(self.rename_action)
         menu.addAction(self.delete_action)
         menu.aboutToHide.connect(menu.deleteLater)
         menu.popup(self.view.viewport().mapToGlobal(position))
 
     def _show_error(self, error: OctavoError) -> None:
         UiTasks.current().failed.emit(error)
+
+
+class _ConversationView(QListView):
+    """Knows whether the row it is on was reached by a key; Return opens the row."""
+
+    opened = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_by_key = False
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            self.opened.emit()
+            return
+        self.is_by_key = True
+        super().keyPressEvent(event)
+        self.is_by_key = False
 
 
 class _TitleDelegate(QStyledItemDelegate):

@@ -42,7 +42,6 @@ class ModelPicker(QWidget):
         self.button = Button(NO_MODEL, variant="quiet", icon_name="chevron-down")
         self.button.setLayoutDirection(Qt.LayoutDirection.RightToLeft)
         self.button.setToolTip("Choose the model that answers (Ctrl+M)")
-        self.button.setShortcut("Ctrl+M")
         self.button.clicked.connect(self.open_menu)
         self.progress = ProgressLine("Loading the model")
         self.cancel_button = Button("Cancel")
@@ -151,7 +150,7 @@ class ModelPicker(QWidget):
         is_loading = state.status is HostStatus.LOADING
         self._loading.setVisible(is_loading)
         # A load begun elsewhere is cancelled where it was begun.
-        self.cancel_button.setVisible(self._task is not None)
+        self.cancel_button.setVisible(self._task is not None and not self._task.done())
         if is_loading:
             self.error_card.clear()
             self.progress.show_progress(state.progress or Progress("Loading the model"))

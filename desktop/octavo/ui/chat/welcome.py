@@ -8,7 +8,7 @@ from PySide6.QtWidgets import QStackedWidget, QVBoxLayout, QWidget
 from octavo.core import Core
 from octavo.host import HostState, HostStatus
 from octavo.hub.library import LibraryModel
-from octavo.ui.models.starter_card import StarterCard
+from octavo.ui.models.starter_card import StarterCard, centred
 from octavo.ui.tokens import SPACE_GROUP, SPACE_PAGE, SPACE_WITHIN
 from octavo.ui.widgets.buttons import Button
 from octavo.ui.widgets.labels import label
@@ -102,7 +102,7 @@ class Welcome(QStackedWidget):
             sentence.setAlignment(Qt.AlignmentFlag.AlignHCenter)
             column.addWidget(sentence)
             column.addSpacing(SPACE_WITHIN)
-            column.addWidget(StarterCard(self._core), 0, Qt.AlignmentFlag.AlignHCenter)
+            column.addLayout(centred(StarterCard(self._core)))
             column.addStretch(3)
             self.addWidget(self._starter_page)
         self.setCurrentWidget(self._starter_page)

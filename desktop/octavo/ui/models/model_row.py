@@ -24,14 +24,14 @@ from octavo.ui.widgets.progress import ProgressLine
 from octavo.units import format_bytes, format_count
 
 COLUMNS = (
-    ("Parameters", 84),
-    ("Quantisation", 92),
-    ("Size", 84),
-    ("Context", 108),
+    ("Parameters", 68),
+    ("Quantisation", 76),
+    ("Size", 76),
+    ("Context", 92),
 )
 """Titles and widths at scale 1 of the columns of figures."""
-FIT_WIDTH = 76
-ACTIONS_WIDTH = 132
+FIT_WIDTH = 72
+ACTIONS_WIDTH = 120
 VERDICT_PADDING = 4
 """Between the edge of the verdict's button and its letters."""
 

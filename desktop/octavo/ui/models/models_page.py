@@ -13,7 +13,7 @@ from octavo.host import HostState, HostStatus
 from octavo.hub.library import LibraryModel
 from octavo.ui.models.loading import load_model
 from octavo.ui.models.model_row import ACTIONS_WIDTH, COLUMNS, FIT_WIDTH, VERDICT_PADDING, ModelRow
-from octavo.ui.models.starter_card import StarterCard
+from octavo.ui.models.starter_card import StarterCard, centred
 from octavo.ui.tasks import spawn
 from octavo.ui.theme import ThemeController
 from octavo.ui.tokens import SPACE_GROUP, SPACE_INSET, SPACE_PAGE, SPACE_WITHIN, scaled
@@ -24,7 +24,7 @@ from octavo.ui.widgets.labels import ElidedLabel, hairline, label
 from octavo.ui.widgets.toast import find_toast
 from octavo.units import format_bytes
 
-WIDE_FROM = 780
+WIDE_FROM = 820
 NARROW_BELOW = 520
 MAX_WIDTH = 1120
 
@@ -157,7 +157,7 @@ class ModelsPage(QWidget):
             )
         )
         self._starter_card = StarterCard(self._core)
-        column.addWidget(self._starter_card, 0, Qt.AlignmentFlag.AlignHCenter)
+        column.addLayout(centred(self._starter_card))
         column.addStretch(1)
         return empty
 

@@ -1,6 +1,6 @@
 """The offer of the starter model: what it is, how large, under which licence, and one button."""
 
-from PySide6.QtCore import QSize, Signal
+from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QHBoxLayout, QWidget
 
 from octavo.core import Core
@@ -15,7 +15,8 @@ from octavo.ui.widgets.progress import ProgressLine
 from octavo.units import format_bytes
 
 MAX_WIDTH = 520
-NARROW_WIDTH = 280
+CARD_STRETCH = 1000
+"""Against 1 on either side: the card takes what it may, the sides the rest."""
 
 
 class StarterCard(Card):
@@ -58,13 +59,6 @@ class StarterCard(Card):
         self.destroyed.connect(lambda _=None: disconnect())
         self._refresh()
 
-    def sizeHint(self) -> QSize:
-        """As wide as it may be, and as high as it is where it is narrow.
-
-        A layout that centres the card takes the smaller of this height and that for the true width.
-        """
-        return QSize(MAX_WIDTH, self.heightForWidth(NARROW_WIDTH))
-
     def _refresh(self) -> None:
         pull = self._pull
         self._progress.setVisible(pull.is_running)
@@ -85,6 +79,18 @@ class StarterCard(Card):
         is_loading = state.status is HostStatus.LOADING and state.progress is not None
         if self._pull.status is PullStatus.LOADING and is_loading and state.progress is not None:
             self._progress.show_progress(state.progress)
+
+
+def centred(card: StarterCard) -> QHBoxLayout:
+    """A row with the card in its middle.
+
+    By an alignment Qt would give the card the height its text needs in the width of the whole page.
+    """
+    row = QHBoxLayout()
+    row.addStretch(1)
+    row.addWidget(card, CARD_STRETCH)
+    row.addStretch(1)
+    return row
 
 
 def _license_name(license_id: str) -> str:

@@ -78,10 +78,13 @@ class Button(QPushButton):
             self.setAccessibleName(text)
 
     def set_icon_name(self, name: str) -> None:
-        self._icon_name = name
-        self._tint()
+        if name != self._icon_name:
+            self._icon_name = name
+            self._tint()
 
     def set_variant(self, variant: str) -> None:
+        if variant == self.property("variant"):
+            return
         set_property(self, "variant", variant)
         if self._icon_name:
             self._tint()

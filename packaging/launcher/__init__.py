@@ -1,0 +1,1 @@
+"""The parts of `packaging/launch.py`; standard library only, since nothing is installed yet."""
