@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from PySide6.QtCore import Qt
+from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QPlainTextEdit
-from pytestqt.qtbot import QtBot
 
 from octavo.core import Core
 from octavo.engine.sampling_params import SamplingParams
@@ -28,7 +28,7 @@ MAX_P99_MS = 50.0
 @pytest.mark.starter
 @pytest.mark.timeout(180)
 async def test_event_loop_delay_under_eight_streams(
-    qtbot: QtBot, tmp_path: Path, starter_model: Path, tasks: UiTasks
+    tmp_path: Path, starter_model: Path, tasks: UiTasks
 ) -> None:
     paths = AppPaths.below(tmp_path)
     paths.models_dir.mkdir(parents=True)
@@ -48,7 +48,7 @@ async def test_event_loop_delay_under_eight_streams(
         if editor.accessibleName() == "Message"
     )
     composer.setPlainText("Tell a long story with a list and some Python code.")
-    qtbot.keyClick(composer, Qt.Key.Key_Return)
+    QTest.keyClick(composer, Qt.Key.Key_Return)
     await until(lambda: core.host.stats.num_running == NUM_STREAMS, timeout_s=30)
     delays_ms = await _measure_delays()
     assert core.host.stats.num_running == NUM_STREAMS, "all were streaming until the end"
