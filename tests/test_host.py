@@ -72,7 +72,7 @@ async def test_load_chat_unload(host: ModelHost, tiny: LibraryModel, tmp_path: P
     statuses = [state.status for state in states]
     assert statuses[0] is HostStatus.LOADING
     assert statuses[-2:] == [HostStatus.UNLOADING, HostStatus.EMPTY]
-    assert any(state.progress and state.progress.total for state in states)
+    assert any(state.progress and state.progress.stage == "Loading weights" for state in states)
 
 
 async def test_loading_another_model_replaces_the_first(

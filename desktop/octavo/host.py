@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from octavo.jobs import JobControl, Progress
 from octavo.running import RunningModels
 
 logger = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S = 1 / 30
 
 
 class HostStatus(StrEnum):
@@ -249,8 +252,15 @@ class ModelHost:
         config = self._engine_config()
         loop = asyncio.get_running_loop()
 
+        shown_at, shown_stage = 0.0, ""
+
         def on_progress(progress: Progress) -> None:
-            loop.call_soon_threadsafe(self._show_progress, progress)
+            """A load reports every tensor; listeners are told as often as an eye can follow."""
+            nonlocal shown_at, shown_stage
+            now = time.monotonic()
+            if progress.stage != shown_stage or now - shown_at >= PROGRESS_INTERVAL_S:
+                shown_at, shown_stage = now, progress.stage
+                loop.call_soon_threadsafe(self._show_progress, progress)
 
         control = JobControl(on_progress)
         thread = EngineThread(lambda control: self._make_engine(model.path, config, control))

@@ -35,10 +35,18 @@ async def shown(window: MainWindow) -> AsyncIterator[MainWindow]:
     window.show()
     window.activateWindow()
     yield window
-    # As when Octavo is closed: what works for a page ends before the page.
-    await UiTasks.current().cancel_all()
+    await end_tasks()
     window.hide()
     window.deleteLater()
+
+
+async def end_tasks() -> None:
+    """As when Octavo is closed: what works for a page ends before the page.
+
+    A test that shows a page ends its work itself, for pytest-qt runs Qt's events once more after
+    it, and no asyncio loop runs around them.
+    """
+    await UiTasks.current().cancel_all()
 
 
 async def test_chat_comes_first_and_other_pages_are_made_when_needed(shown: MainWindow) -> None:
@@ -46,6 +54,7 @@ async def test_chat_comes_first_and_other_pages_are_made_when_needed(shown: Main
     assert list(shown._pages) == [CHAT]
     shown.show_page(SETTINGS)
     assert shown.current_page == SETTINGS
+    await end_tasks()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +69,7 @@ async def test_chat_comes_first_and_other_pages_are_made_when_needed(shown: Main
 async def test_shortcuts_reach_the_pages(shown: MainWindow, key: Qt.Key, page: str) -> None:
     QTest.keyClick(shown, key, CTRL)
     assert shown.current_page == page
+    await end_tasks()
 
 
 async def test_a_new_chat_and_the_composer_are_one_key_away(shown: MainWindow) -> None:
@@ -71,6 +81,7 @@ async def test_a_new_chat_and_the_composer_are_one_key_away(shown: MainWindow) -
     shown.show_page(MODELS)
     QTest.keyClick(shown, Qt.Key.Key_L, CTRL)
     assert QApplication.focusWidget() is shown.chat_page
+    await end_tasks()
 
 
 async def test_a_narrow_window_has_a_rail_and_opens_the_sidebar_over_the_page(
@@ -85,6 +96,7 @@ async def test_a_narrow_window_has_a_rail_and_opens_the_sidebar_over_the_page(
     assert shown._stack.x() == left
     shown.show_page(MODELS)
     assert shown._sidebar.is_rail
+    await end_tasks()
 
 
 @pytest.mark.parametrize("way", ["escape", "click"])

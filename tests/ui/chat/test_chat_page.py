@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import Qt, QUrl
+from PySide6.QtCore import QPoint, Qt, QUrl
 from PySide6.QtGui import QDesktopServices, QGuiApplication
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import (
@@ -22,6 +22,7 @@ from octavo.errors import EngineError, InsufficientMemoryError, StorageError
 from octavo.host import HostState, HostStatus
 from octavo.jobs import Progress
 from octavo.ui.chat.chat_page import ChatPage
+from octavo.ui.chat.code_segment import CodeSegment
 from octavo.ui.chat.conversation_list import NEW_CONVERSATION, ConversationList
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
@@ -351,6 +352,44 @@ async def test_theme_changes_while_an_answer_is_written(
     chat_core.host.held.set()
     await until(lambda: shown(page)[-1] == (ANSWER, "done"))
     assert page.view.is_at_end
+
+
+async def test_code_that_fits_a_narrower_window_gets_no_scroll_bar(
+    chat_core: FakeChatCore, page: ChatPage
+) -> None:
+    chat_core.host.pieces = ("```python\nreturn word == word[::-1]\n```\n",)
+    ask(page, "How?")
+    await until(lambda: len(page.transcript) == 2 and not page.composer.is_busy)
+    for width, policy in (
+        (424, Qt.ScrollBarPolicy.ScrollBarAlwaysOff),
+        (200, Qt.ScrollBarPolicy.ScrollBarAlwaysOn),
+        (424, Qt.ScrollBarPolicy.ScrollBarAlwaysOff),
+    ):
+        page.view.resize(width, 500)
+        await asyncio.sleep(0.05)
+        answer = page.view.view_of(1)
+        assert answer is not None
+        (code,) = answer.segments
+        assert isinstance(code, CodeSegment)
+        assert code.editor.horizontalScrollBarPolicy() is policy, width
+
+
+async def test_the_composer_stands_under_the_text_when_a_scroll_bar_comes(
+    chat_core: FakeChatCore, page: ChatPage
+) -> None:
+    chat_core.host.pieces = ("One paragraph.\n\n" * 60,)
+    ask(page, "Why?")
+    await until(lambda: len(page.transcript) == 2 and not page.composer.is_busy)
+    long = page.conversation_id
+    page.show_conversation(NEW_CONVERSATION)
+    await asyncio.sleep(0.05)
+    page.show_conversation(long)
+    await asyncio.sleep(0.05)
+    assert page.view.verticalScrollBar().isVisible()
+    answer = page.view.view_of(1)
+    assert answer is not None
+    text_left = answer.mapTo(page, QPoint(0, 0)).x()
+    assert abs(page.composer.mapTo(page, QPoint(0, 0)).x() - text_left) <= 1
 
 
 async def test_links_open_only_after_a_yes(page: ChatPage, monkeypatch: pytest.MonkeyPatch) -> None:

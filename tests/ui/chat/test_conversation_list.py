@@ -136,8 +136,12 @@ async def test_f2_renames(chat_core: FakeChatCore, listed: ConversationList) -> 
     QTest.keyClick(listed.view, Qt.Key.Key_F2)
     editor = listed.view.findChild(QLineEdit)
     assert editor is not None
+    assert editor.geometry().right() <= listed.view.viewport().rect().right()
+    opened: list[bool] = []
+    listed.view.opened.connect(lambda: opened.append(True))
     editor.setText("Why blue?")
     QTest.keyClick(editor, Qt.Key.Key_Return)
+    assert opened == [], "Return ends the writing and no more"
     await until(lambda: chat_core.chats.conversation(listed.selected).title == "Why blue?")
     await until(lambda: "Why blue?" in titles(listed))
 

@@ -7,6 +7,7 @@ import pytest
 from PySide6.QtWidgets import QDialog
 
 from octavo.errors import InvalidSettingsError, OctavoError
+from octavo.ui.settings.folders import short_path
 from octavo.ui.settings.settings_page import SettingsPage
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
@@ -108,3 +109,12 @@ async def test_a_folder_that_cannot_be_written_is_said_without_a_reset(
     page.engine.max_num_seqs.setValue(2)
     assert isinstance(page.error_card.error, OctavoError)
     assert not page.error_card.retry.isVisible()
+
+
+def test_the_own_folder_is_written_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/ada"))
+    assert short_path("/home/ada/models") == str(Path("~/models"))
+    assert short_path("/home/ada") == "~"
+    assert short_path("/home/adam/models") == "/home/adam/models"
+    monkeypatch.setattr(Path, "home", lambda: Path("/"))
+    assert short_path("/data/models") == "/data/models"

@@ -51,8 +51,8 @@ REASONS = {
     HostStatus.READY: "",
 }
 SHORTCUTS = (
-    Shortcut("Send the message", ("Return",)),
-    Shortcut("Begin a new line", ("Shift+Return",)),
+    Shortcut("Send the message", ("Enter",)),
+    Shortcut("Begin a new line", ("Shift+Enter",)),
     Shortcut("Stop the answer", ("Esc",)),
     Shortcut("Choose the model", ("Ctrl+M",)),
     Shortcut("Go from message to message", ("Alt+Up", "Alt+Down"), shown=2),
@@ -358,7 +358,8 @@ class ChatPage(QWidget):
         bar = self.view.verticalScrollBar()
         is_chat = self._stack.currentWidget() is self.view
         set_property(self._line, "surface", "rule" if is_chat and bar.value() else "")
-        free = self.width() - (bar.width() if is_chat and bar.maximum() else 0)
+        # Not its width: a bar that is about to be shown has not been given one yet.
+        free = self.width() - (bar.sizeHint().width() if is_chat and bar.maximum() else 0)
         width = min(_current_style().reading_width + 2 * OVERHANG, free - 2 * SPACE_WITHIN)
         left = max(SPACE_WITHIN, (free - width) // 2)
         layout = self._foot.layout()

@@ -221,7 +221,9 @@ class CodeSegment(QFrame):
         line_height = layout.blockBoundingRect(document.begin()).height()
         lines = math.ceil(line_height * self.editor.blockCount())
         margin = 2 * int(document.documentMargin()) + SPACE_WITHIN
-        needs_bar = layout.documentSize().width() > width - 2 * self._inset
+        inner = width - 2 * self._inset
+        # Qt's width of the document is never below what the editor had at its last layout.
+        needs_bar = layout.documentSize().width() > inner and self._has_line_beyond(inner)
         bar = SCROLL_BAR_HEIGHT if needs_bar else 0
         # Decided here: left to Qt, the bar comes and goes after the height has been taken.
         policy = Qt.ScrollBarPolicy
@@ -251,6 +253,18 @@ class CodeSegment(QFrame):
         area = self.rect().toRectF().adjusted(0.5, 0.5, -0.5, -0.5)
         painter.drawRoundedRect(area, RADIUS_CARD, RADIUS_CARD)
         painter.end()
+
+    def _has_line_beyond(self, width: int) -> bool:
+        document = self.editor.document()
+        free = width - 2 * document.documentMargin()
+        block = document.begin()
+        while block.isValid():
+            # Asking for its place is what lays a line out.
+            document.documentLayout().blockBoundingRect(block)
+            if block.layout().lineAt(0).naturalTextWidth() > free:
+                return True
+            block = block.next()
+        return False
 
     @property
     def _header_height(self) -> int:

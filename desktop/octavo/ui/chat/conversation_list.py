@@ -1,6 +1,6 @@
 """`ConversationList`: all conversations, newest first; search, rename, delete with undo."""
 
-from PySide6.QtCore import QEvent, QModelIndex, QObject, QPoint, Qt, QTimer, Signal
+from PySide6.QtCore import QEvent, QModelIndex, QObject, QPoint, QRect, Qt, QTimer, Signal
 from PySide6.QtGui import QAction, QKeyEvent, QKeySequence, QShowEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
@@ -284,7 +284,8 @@ class _ConversationView(QListView):
         self.is_by_key = False
 
     def keyPressEvent(self, event: QKeyEvent) -> None:
-        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+        # A title that is being written passes its Return on to here.
+        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and self.hasFocus():
             self.opened.emit()
             return
         self.is_by_key = True
@@ -306,4 +307,8 @@ class _TitleDelegate(QStyledItemDelegate):
     def updateEditorGeometry(  # noqa: N802 (Qt's name)
         self, editor: QWidget, option: QStyleOptionViewItem, _index: Index
     ) -> None:
-        editor.setGeometry(option.rect)
+        # A row is as wide as the longest title, which may be wider than what is seen of it.
+        rect: QRect = option.rect
+        viewport = editor.parentWidget()
+        assert viewport is not None
+        editor.setGeometry(rect.intersected(viewport.rect()))

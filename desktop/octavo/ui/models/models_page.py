@@ -38,7 +38,7 @@ class ModelsPage(QWidget):
         self._rows: list[ModelRow] = []
         self._models: list[LibraryModel] = []
         self._load_task: asyncio.Task[None] | None = None
-        self._plan_task: asyncio.Task[None] | None = None
+        self._scan_task: asyncio.Task[None] | None = None
         self._is_stale = True
         self._build()
         connections = [
@@ -54,7 +54,9 @@ class ModelsPage(QWidget):
         if self.isVisible():
             self._is_stale = False
             self._refresh_button.setEnabled(False)
-            spawn(self._scan(), self._error.show_error)
+            if self._scan_task is not None:
+                self._scan_task.cancel()
+            self._scan_task = spawn(self._scan(), self._error.show_error)
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
@@ -170,9 +172,7 @@ class ModelsPage(QWidget):
         self._notice.set_text("\n".join(self._core.library.problems))
         if models != self._models or not self._rows:
             self._show_models(models)
-        if self._plan_task is not None:
-            self._plan_task.cancel()
-        self._plan_task = spawn(self._plan_all(), self._error.show_error)
+        await self._plan_all()
 
     async def _plan_all(self) -> None:
         """Works out row after row whether it fits; one that cannot be planned says why."""

@@ -1,6 +1,7 @@
 """Folders in the settings: the one that downloads go to, and further ones to search."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
@@ -18,13 +19,21 @@ class FolderLine(QWidget):
         row = QHBoxLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(SPACE_WITHIN)
-        self._path = ElidedLabel(path, "figure", mode=Qt.TextElideMode.ElideMiddle)
+        self._path = ElidedLabel(short_path(path), "figure", mode=Qt.TextElideMode.ElideMiddle)
         row.addWidget(self._path, 1)
         for button in buttons:
             row.addWidget(button)
 
     def set_path(self, path: str) -> None:
-        self._path.setText(path)
+        self._path.setText(short_path(path))
+
+
+def short_path(path: str) -> str:
+    """The path with `~` for the person's own folder, as terminals and file managers write it."""
+    home = Path.home()
+    if Path(path).is_relative_to(home) and home != Path(home.anchor):
+        return str(Path("~") / Path(path).relative_to(home))
+    return path
 
 
 class FolderList(QWidget):
