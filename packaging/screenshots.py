@@ -27,7 +27,7 @@ from octavo.paths import AppPaths
 from octavo.ui.application import make_application
 from octavo.ui.chat.conversation_list import ConversationList
 from octavo.ui.event_loop import OctavoLoop
-from octavo.ui.main_window import CHAT, MODELS, SETTINGS, MainWindow
+from octavo.ui.main_window import CHAT, MODELS, MONITOR, SERVER, SETTINGS, MainWindow
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController, ThemeMode
 
@@ -47,6 +47,8 @@ MAX_ANSWER_TOKENS = 220
 TURN_TIMEOUT_S = 300.0
 SETTLE_S = 0.6
 """Token counts, plans and the list of conversations follow a change after a short pause."""
+WATCHED_S = 12.0
+"""The monitor's curves need some seconds of readings."""
 
 
 def main() -> int:
@@ -92,17 +94,17 @@ async def take_pictures(app: QApplication, folder: Path, model: Path | None) -> 
         core.settings.update(appearance=appearance)
         themes.set_mode(mode)
         window.resize(*WIDE)
-        for page in (MODELS, SETTINGS, CHAT):
+        for page in (MODELS, MONITOR, SERVER, SETTINGS, CHAT):
             window.show_page(page)
-            await asyncio.sleep(SETTLE_S)
+            await asyncio.sleep(WATCHED_S if page == MONITOR else SETTLE_S)
             save(window, folder / f"{page}-{mode}.png")
         window.resize(*NARROW)
         await asyncio.sleep(SETTLE_S)
         save(window, folder / f"{CHAT}-narrow-{mode}.png")
     await UiTasks.current().cancel_all()
     window.hide()
+    await core.close()  # the window still listens to what the core tells
     window.deleteLater()
-    await core.close()
 
 
 def provide_model(core: Core, model: Path | None) -> None:

@@ -19,6 +19,7 @@ from octavo.settings import (
     Appearance,
     ChatDefaults,
     EngineSettings,
+    Server,
     Settings,
     SettingsStore,
     Storage,
@@ -43,6 +44,7 @@ CHANGED = Settings(
         seed=-3,
         last_model="smollm2",
     ),
+    server=Server(port=9000, api_key="octavo-Key_1"),
 )
 
 
@@ -113,7 +115,7 @@ def test_only_differences_are_written(store: SettingsStore, path: Path) -> None:
 def test_unknown_keys_and_sections_are_kept(store: SettingsStore, path: Path) -> None:
     write(
         path,
-        'version = 1\nnews = [1]\n[appearance]\ntheme = "dark"\nglow = true\n[server]\nport = 1\n',
+        'version = 1\nnews = [1]\n[appearance]\ntheme = "dark"\nglow = true\n[weather]\nwind = 1\n',
     )
     store.load()
     store.update(appearance=Appearance(theme="auto"), chat=ChatDefaults(temperature=0.0))
@@ -121,7 +123,7 @@ def test_unknown_keys_and_sections_are_kept(store: SettingsStore, path: Path) ->
         "version": 1,
         "news": [1],
         "appearance": {"glow": True},
-        "server": {"port": 1},
+        "weather": {"wind": 1},
         "chat": {"temperature": 0.0},
     }
 
@@ -168,6 +170,9 @@ def test_whole_numbers_stand_for_fractions(store: SettingsStore, path: Path) -> 
         ("[storage]\nextra_folders = '/a'\n", "list of folders", "line 2"),
         ("[storage]\nextra_folders = ['/a', 3]\n", "must be text", "line 2"),
         ("[storage]\nextra_folders = ['']\n", "empty", "line 2"),
+        ("[server]\nport = 0\n", "it must be 1 to 65535", "line 2"),
+        ("[server]\nport = '8000'\n", "whole number", "line 2"),
+        ("[server]\napi_key = 'two words'\n", "without spaces", "line 2"),
         ("appearance = 3\n", "must be a section", "line 1"),
         ("[[chat]]\nseed = 1\n", "must be a section", ""),
         ("chat.top_p = 0\n", "above 0", "section [chat]"),
@@ -277,3 +282,14 @@ def test_chat_section_makes_sampling_params(chat: ChatDefaults) -> None:
     names = ("temperature", "top_p", "max_tokens", "seed")
     arguments: dict[str, Any] = {name: getattr(chat, name) for name in names}
     SamplingParams(**arguments)
+
+
+@pytest.mark.parametrize("key", ["clé", "two words", "line\n", 3])
+def test_an_api_key_that_no_header_can_carry_is_refused_and_not_repeated(key: Any) -> None:
+    with pytest.raises(InvalidSettingsError) as caught:
+        Server(api_key=key)
+    assert repr(key) not in str(caught.value)
+
+
+def test_an_api_key_stays_out_of_what_is_logged() -> None:
+    assert "octavo-Key_1" not in repr(CHANGED)

@@ -1,5 +1,6 @@
 """`Core`: builds every part from the settings and closes them in order; never a global."""
 
+import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -7,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from octavo.chats.store import ChatStore
+from octavo.engine.checkpoint_parts import read_model_config
 from octavo.engine.config import EngineConfig
-from octavo.engine.model_config import model_config_from_gguf
 from octavo.errors import OctavoError
 from octavo.host import ModelHost
 from octavo.hub.catalog import CatalogEntry, load_catalog
 from octavo.hub.library import ModelLibrary
+from octavo.monitor.machine import MachineProbe
+from octavo.monitor.sampler import Sampler
 from octavo.paths import AppPaths, resources_dir
 from octavo.running import RunningModels
+from octavo.server.address import ServerAddress
+from octavo.server.thread import ServerThread
 from octavo.settings import SettingsStore
 
 
@@ -38,7 +43,7 @@ class Core:
             self.settings_error = error
         self.starter: CatalogEntry = load_catalog(resources_dir())["starter"]
         self.library = ModelLibrary(
-            self._model_folders, starter=self.starter, check=model_config_from_gguf
+            self._model_folders, starter=self.starter, check=read_model_config
         )
         self.host = ModelHost(self._engine_config, RunningModels(paths.run_dir))
 
@@ -47,6 +52,25 @@ class Core:
         """Opened at first use: most verbs of the command line never need it."""
         return ChatStore(self.paths.chats_file)
 
+    @cached_property
+    def server(self) -> ServerThread:
+        """The endpoint for other programs; off until `start_server`."""
+        return ServerThread(self.host, self.library)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Readings of this machine; samples only while somebody listens."""
+        return Sampler(MachineProbe(self.models_dir))
+
+    async def start_server(self) -> ServerAddress:
+        """Switches the endpoint on as the settings say; raises as `ServerThread.start`."""
+        server = self.settings.value.server
+        return await asyncio.to_thread(self.server.start, port=server.port, key=server.api_key)
+
+    async def stop_server(self) -> bool:
+        """Switches the endpoint off; False if its thread did not end in time."""
+        return await asyncio.to_thread(self.server.stop)
+
     @property
     def models_dir(self) -> Path:
         """Where downloads go."""
@@ -54,7 +78,12 @@ class Core:
         return Path(chosen).expanduser() if chosen else self.paths.models_dir
 
     async def close(self) -> bool:
-        """Ends the engine, then the database; False if the engine thread is stuck."""
+        """Ends the endpoint, the engine, then the database; False if the engine thread is stuck."""
+        if "server" in self.__dict__:
+            # First: clients are to hear why their answers end.
+            await self.stop_server()
+        if "sampler" in self.__dict__:
+            await asyncio.to_thread(self.sampler.close)
         came_back = await self.host.close()
         if "chats" in self.__dict__:
             self.chats.close()

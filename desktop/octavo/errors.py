@@ -15,8 +15,13 @@
     │   └── StorageError             disk full, folder unreadable: path
     ├── DownloadError                the network, the index or a checksum
     ├── ChatStoreError               the conversations' database
-    └── EngineError                  the engine failed
-        └── EngineClosedError        no model is loaded, or it was unloaded meanwhile
+    ├── EngineError                  the engine failed
+    │   └── EngineClosedError        no model is loaded, or it was unloaded meanwhile
+    └── ServerError                  the endpoint for other programs cannot start
+        ├── ServerStoppingError      it is being switched off
+        ├── RequestCancelledError    somebody in Octavo ended the request
+        ├── WrongKeyError            no API key, or not the right one
+        └── ForeignSiteError         a Host or Origin header of another site
 
 The window shows `message` and `hint`; the log gets the cause (`raise ... from`). Messages are whole
 sentences with the numbers in them; hints say the next step.
@@ -126,3 +131,23 @@ class EngineError(OctavoError):
 
 class EngineClosedError(EngineError):
     """No model is loaded, or it was unloaded while the request waited."""
+
+
+class ServerError(OctavoError):
+    """The endpoint for other programs cannot start or cannot serve a request."""
+
+
+class ServerStoppingError(ServerError):
+    """The endpoint is being switched off."""
+
+
+class RequestCancelledError(ServerError):
+    """Somebody in Octavo ended the request."""
+
+
+class WrongKeyError(ServerError):
+    """The API key is missing or not the right one."""
+
+
+class ForeignSiteError(ServerError):
+    """The request comes through a foreign name or from another site's page."""

@@ -12,17 +12,22 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from octavo.checkpoint.gguf import read_gguf_header
-from octavo.engine.chat_template import ChatTemplate, chat_template_from_gguf
+from octavo.checkpoint.header import read_checkpoint
+from octavo.engine.chat_template import ChatTemplate
+from octavo.engine.checkpoint_parts import (
+    read_chat_template,
+    read_model_config,
+    read_tokenizer,
+)
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device, choose_device, detect_devices
 from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryPlan, plan_memory
-from octavo.engine.model_config import ModelConfig, model_config_from_gguf
+from octavo.engine.model_config import ModelConfig
 from octavo.engine.request import EngineStats, GenerationDelta, GenerationRequest
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.thread import EngineThread, SteppedEngine
-from octavo.engine.tokenizer import Tokenizer, tokenizer_from_gguf
+from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import ChatTemplateError, EngineClosedError, OctavoError
 from octavo.events import Event
 from octavo.hub.library import LibraryModel
@@ -57,7 +62,7 @@ class HostState:
 
 @dataclass(frozen=True, slots=True)
 class _TextSide:
-    """What turns messages into token ids; read-only, used on the host's thread."""
+    """What turns messages into token ids; read-only, for any thread."""
 
     config: ModelConfig
     tokenizer: Tokenizer
@@ -95,7 +100,11 @@ def _prepare_environment() -> None:
 
 
 class ModelHost:
-    """One model at a time; every method belongs to the thread of the event loop that made it."""
+    """One model at a time; loading and unloading belong to the event loop that made it.
+
+    What only reads (`state`, `stats`, `tokenizer`, `context_limit_tokens`, `encode_chat`) may be
+    called from any thread, and `stream_chat` and `generate` from any event loop.
+    """
 
     def __init__(
         self,
@@ -125,7 +134,8 @@ class ModelHost:
 
     @property
     def stats(self) -> EngineStats:
-        return EngineStats() if self._loaded is None else self._loaded.thread.stats
+        loaded = self._loaded
+        return EngineStats() if loaded is None else loaded.thread.stats
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -135,9 +145,10 @@ class ModelHost:
     @property
     def context_limit_tokens(self) -> int:
         """The longest sequence the model and the KV pool allow; 0 while nothing is loaded."""
-        if self._loaded is None:
+        loaded = self._loaded
+        if loaded is None:
             return 0
-        plan = self._loaded.report.plan
+        plan = loaded.report.plan
         return min(plan.max_model_len, plan.kv_tokens)
 
     def plan(self, model: LibraryModel) -> MemoryPlan:
@@ -148,7 +159,7 @@ class ModelHost:
         """
         config = self._engine_config()
         device = choose_device(config, self._devices())
-        return plan_memory(model_config_from_gguf(read_gguf_header(model.path)), config, device)
+        return plan_memory(read_model_config(read_checkpoint(model.path)), config, device)
 
     async def load(self, model: LibraryModel) -> None:
         """Unloads what is loaded and loads this model. Cancelling the task cancels the load.
@@ -244,9 +255,10 @@ class ModelHost:
                 yield delta
 
     def _require(self) -> _Loaded:
-        if self._loaded is None:
+        loaded = self._loaded
+        if loaded is None:
             raise EngineClosedError("No model is loaded.", hint="Load one first.")
-        return self._loaded
+        return loaded
 
     async def _load(self, model: LibraryModel) -> _Loaded:
         config = self._engine_config()
@@ -293,11 +305,11 @@ class ModelHost:
 
 def _read_text_side(path: Path) -> _TextSide:
     """A broken chat template does not stop the load: the error waits until a chat needs it."""
-    header = read_gguf_header(path)
-    tokenizer = tokenizer_from_gguf(header)
+    header = read_checkpoint(path)
+    tokenizer = read_tokenizer(header)
     template, template_error = None, None
     try:
-        template = chat_template_from_gguf(header, tokenizer)
+        template = read_chat_template(header, tokenizer)
     except ChatTemplateError as error:
         template_error = error
-    return _TextSide(model_config_from_gguf(header), tokenizer, template, template_error)
+    return _TextSide(read_model_config(header), tokenizer, template, template_error)

@@ -1,6 +1,7 @@
 """What a person may set, kept as TOML: only what differs from the default is on disk.
 
-Read in `core` and on the settings page; other parts get the values they need, never `Settings`.
+Read in `core` and on the settings and server pages; other parts get the values they need, never
+`Settings`.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ FORMAT_VERSION = 1
 THEMES = ("auto", "light", "dark")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FONT_SCALE_RANGE = (0.5, 3.0)
+PORT_RANGE = (1, 65535)
+API_KEY_PATTERN = re.compile(r"[!-~]*")
 DEVICE_PATTERN = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 
@@ -120,6 +123,25 @@ class ChatDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """The endpoint for other programs on this machine."""
+
+    port: int = 8000
+    """The next free one is taken where another program holds it; see `PORT_RANGE`."""
+    api_key: str = field(default="", repr=False)
+    """What clients must send; empty: nothing."""
+
+    def __post_init__(self) -> None:
+        _check_integer("port", self.port, *PORT_RANGE)
+        # The value stays out of the message: messages go into the log and into bug reports.
+        if not isinstance(self.api_key, str) or not API_KEY_PATTERN.fullmatch(self.api_key):
+            raise InvalidSettingsError(
+                "api_key must be text of ASCII letters, digits and signs without spaces: it travels"
+                " in a header of HTTP."
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings; a section of the file each.
 
@@ -131,6 +153,7 @@ class Settings:
     storage: Storage = field(default_factory=Storage)
     engine: EngineSettings = field(default_factory=EngineSettings)
     chat: ChatDefaults = field(default_factory=ChatDefaults)
+    server: Server = field(default_factory=Server)
 
 
 class SettingsStore:
@@ -167,6 +190,7 @@ class SettingsStore:
         storage: Storage | None = None,
         engine: EngineSettings | None = None,
         chat: ChatDefaults | None = None,
+        server: Server | None = None,
     ) -> None:
         """Saves with these sections replaced; raises as `save`."""
         self.save(
@@ -175,6 +199,7 @@ class SettingsStore:
                 storage=storage or self.value.storage,
                 engine=engine or self.value.engine,
                 chat=chat or self.value.chat,
+                server=server or self.value.server,
             )
         )
 

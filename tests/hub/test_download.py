@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from octavo.errors import DownloadError, StorageError
-from octavo.hub.download import Patience, RemoteFile, fetch, make_opener
+from octavo.hub.download import Patience, RemoteFile, fetch
+from octavo.hub.transport import make_opener
 from octavo.jobs import JobCancelled, JobControl, Progress
 from tests.hub.file_server import CHUNK_BYTES, Answer, FileServer, serving
 

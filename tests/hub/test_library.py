@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.checkpoint.gguf import GGUFHeader
+from octavo.checkpoint.header import CheckpointHeader
 from octavo.errors import ModelNotFoundError, StorageError, UnsupportedModelError
 from octavo.hub.library import ModelLibrary
 from tests.hub.wheels import make_wheel
@@ -74,7 +74,7 @@ def test_broken_files_are_listed_and_hide_none(
 def test_a_model_the_engine_cannot_run_is_listed_with_the_reason(folder: Path, tiny: bytes) -> None:
     put(folder / "tiny.gguf", tiny)
 
-    def refuse(header: GGUFHeader) -> None:
+    def refuse(header: CheckpointHeader) -> None:
         raise UnsupportedModelError(f"{header.architecture} is not run.", hint="Take another.")
 
     (model,) = ModelLibrary(lambda: [folder], check=refuse).scan()
@@ -130,7 +130,7 @@ def test_the_default_folder_may_not_exist_yet_and_others_must(tmp_path: Path) ->
 
 
 def test_a_header_is_read_once_for_each_version(folder: Path, tiny: bytes, tmp_path: Path) -> None:
-    headers: list[GGUFHeader] = []
+    headers: list[CheckpointHeader] = []
     library = ModelLibrary(lambda: [folder], check=headers.append)
     path = put(folder / "tiny.gguf", tiny)
     library.scan()

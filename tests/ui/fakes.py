@@ -2,7 +2,8 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,13 +14,23 @@ from octavo.core import Core
 from octavo.engine.device import Device
 from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryItem, MemoryPlan
+from octavo.engine.request import EngineStats
 from octavo.errors import ModelNotFoundError, OctavoError, UnsupportedModelError
 from octavo.events import Event
 from octavo.host import HostState, HostStatus
 from octavo.hub.catalog import load_catalog
 from octavo.hub.library import LibraryModel
 from octavo.jobs import Progress
+from octavo.monitor.readings import (
+    CpuReading,
+    DiskReading,
+    GpuReading,
+    MachineReading,
+    MemoryReading,
+)
 from octavo.paths import AppPaths, resources_dir
+from octavo.server.address import ServerAddress
+from octavo.server.board import RequestRecord, RequestState
 from octavo.settings import SettingsStore
 
 GIB = 2**30
@@ -127,6 +138,7 @@ class FakeHost:
         self.load_error: OctavoError | None = None
         self.is_closed = False
         self.context_limit_tokens = 0
+        self.stats = EngineStats()
 
     def plan(self, model: LibraryModel) -> MemoryPlan:
         if model.architecture != "llama":
@@ -169,6 +181,91 @@ class FakeHost:
         self.state_changed.emit(state)
 
 
+def make_gpu(**fields: object) -> GpuReading:
+    gpu = GpuReading(
+        name="NVIDIA GeForce RTX 4090",
+        uuid="GPU-1",
+        vram_used_bytes=9 * GIB,
+        vram_total_bytes=24 * GIB,
+        utilization_percent=87.0,
+        temperature_c=61.0,
+        power_w=312.0,
+        power_limit_w=450.0,
+        clock_sm_mhz=2520,
+        clock_memory_mhz=10501,
+    )
+    return dataclasses.replace(gpu, **fields)  # type: ignore[arg-type]
+
+
+def make_reading(time_s: float = 1.0, gpus: Sequence[GpuReading] = ()) -> MachineReading:
+    return MachineReading(
+        time_s=time_s,
+        cpu=CpuReading(37.0, 16),
+        memory=MemoryReading(32 * GIB, 17 * GIB, 15 * GIB, 2 * GIB),
+        disk=DiskReading("/models", 900 * GIB, 412 * GIB, 3.0 * 2**20, 1.0 * 2**20),
+        gpus=tuple(gpus),
+    )
+
+
+class FakeSampler:
+    """Reads when a test says so."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[MachineReading], None]] = []
+        self.is_closed = False
+
+    def listen(self, callback: Callable[[MachineReading], None]) -> Callable[[], None]:
+        self.listeners.append(callback)
+        return lambda: self.listeners.remove(callback)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def post(self, reading: MachineReading) -> None:
+        for listener in tuple(self.listeners):
+            listener(reading)
+
+
+def make_record(request_id: str = "one", **fields: object) -> RequestRecord:
+    record = RequestRecord(
+        request_id=request_id,
+        client="127.0.0.1:51234",
+        route="/v1/chat/completions",
+        model="smollm2-135m-instruct-q4_1",
+        state=RequestState.RUNNING,
+        prompt_tokens=1204,
+        cached_tokens=None,
+        output_tokens=96,
+        started_at=time.time(),
+        elapsed_s=2.5,
+        tokens_per_second=41.2,
+    )
+    return dataclasses.replace(record, **fields)  # type: ignore[arg-type]
+
+
+class FakeBoard:
+    def __init__(self) -> None:
+        self.live_records: list[RequestRecord] = []
+        self.recent_records: list[RequestRecord] = []
+        self.cancelled: list[str] = []
+
+    def live(self) -> tuple[RequestRecord, ...]:
+        return tuple(self.live_records)
+
+    def recent(self) -> tuple[RequestRecord, ...]:
+        return tuple(self.recent_records)
+
+    def cancel(self, request_id: str) -> bool:
+        self.cancelled.append(request_id)
+        return True
+
+
+class FakeServer:
+    def __init__(self) -> None:
+        self.board = FakeBoard()
+        self.address: ServerAddress | None = None
+
+
 class FakeChats:
     is_closed = False
 
@@ -186,6 +283,24 @@ class FakeCore:
         self.library = FakeLibrary(models)
         self.host = FakeHost()
         self.chats = FakeChats()
+        self.sampler = FakeSampler()
+        self.server = FakeServer()
+        self.server_error: OctavoError | None = None
+        self.server_gate: asyncio.Event | None = None
+        self.server_note = ""
+
+    async def start_server(self) -> ServerAddress:
+        if self.server_gate is not None:
+            await self.server_gate.wait()
+        if self.server_error is not None:
+            raise self.server_error
+        port = self.settings.value.server.port
+        self.server.address = ServerAddress("127.0.0.1", port, self.server_note)
+        return self.server.address
+
+    async def stop_server(self) -> bool:
+        self.server.address = None
+        return True
 
     @property
     def models_dir(self) -> Path:

@@ -10,6 +10,9 @@ from PySide6.QtWidgets import QAbstractButton, QDialog, QWidget
 
 from octavo.ui.models.fit import PlanDialog
 from octavo.ui.models.models_page import ModelsPage
+from octavo.ui.monitor.monitor_page import MonitorPage
+from octavo.ui.server.request_table import RequestTable
+from octavo.ui.server.server_page import ServerPage
 from octavo.ui.settings.settings_page import SettingsPage
 from octavo.ui.shortcuts import Shortcut, ShortcutsDialog
 from octavo.ui.sidebar import Sidebar, SidebarEntry
@@ -19,7 +22,7 @@ from octavo.ui.widgets.cards import ErrorCard
 from octavo.ui.widgets.dialogs import ConfirmDialog
 from octavo.ui.widgets.toast import Toast
 from tests.ui.conftest import until
-from tests.ui.fakes import MODELS, FakeCore, make_plan
+from tests.ui.fakes import MODELS, FakeCore, make_plan, make_record
 
 # A part of its owner, which has the name: the line edit of a spin box, the view port of a list.
 INNER_NAMES = ("qt_spinbox_lineedit", "qt_scrollarea_viewport")
@@ -81,6 +84,12 @@ def make_plan_dialog(core: FakeCore) -> QWidget:
     return PlanDialog(MODELS[0].title, make_plan(MODELS[0]))
 
 
+def make_request_table(core: FakeCore) -> QWidget:
+    table = RequestTable()
+    table.show_records([make_record()], [])
+    return table
+
+
 def make_shortcuts(core: FakeCore) -> QWidget:
     return ShortcutsDialog({"Everywhere": [Shortcut("New chat", ("Ctrl+N",))]})
 
@@ -96,8 +105,23 @@ def make_shortcuts(core: FakeCore) -> QWidget:
         make_shortcuts,
         lambda core: SettingsPage(core.as_core),
         lambda core: ModelsPage(core.as_core),
+        lambda core: MonitorPage(core.as_core),
+        lambda core: ServerPage(core.as_core),
+        make_request_table,
     ],
-    ids=["sidebar", "error", "toast", "confirm", "plan", "shortcuts", "settings", "models"],
+    ids=[
+        "sidebar",
+        "error",
+        "toast",
+        "confirm",
+        "plan",
+        "shortcuts",
+        "settings",
+        "models",
+        "monitor",
+        "server",
+        "requests",
+    ],
 )
 async def test_every_control_has_a_name_and_a_keyboard_way(
     make: Callable[[FakeCore], QWidget], core: FakeCore, tasks: UiTasks, theme: ThemeController

@@ -10,7 +10,7 @@ from PySide6.QtWidgets import QApplication, QLabel
 from octavo.errors import StorageError
 from octavo.host import HostState, HostStatus
 from octavo.ui import main_window
-from octavo.ui.main_window import CHAT, MODELS, SETTINGS, MainWindow
+from octavo.ui.main_window import CHAT, MODELS, MONITOR, SERVER, SETTINGS, MainWindow
 from octavo.ui.shortcuts import ShortcutsDialog
 from octavo.ui.sidebar import describe_host
 from octavo.ui.tasks import UiTasks
@@ -62,7 +62,9 @@ async def test_chat_comes_first_and_other_pages_are_made_when_needed(shown: Main
     [
         (Qt.Key.Key_1, CHAT),
         (Qt.Key.Key_2, MODELS),
-        (Qt.Key.Key_3, SETTINGS),
+        (Qt.Key.Key_3, MONITOR),
+        (Qt.Key.Key_4, SERVER),
+        (Qt.Key.Key_5, SETTINGS),
         (Qt.Key.Key_Comma, SETTINGS),
     ],
 )

@@ -79,6 +79,26 @@ class GGUFHeader:
     def tensor_bytes(self) -> int:
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
+    @property
+    def title(self) -> str:
+        """What the file calls the model, empty if it does not."""
+        return self._text("general.name")
+
+    @property
+    def license(self) -> str:
+        """Empty if it is not stated."""
+        return self._text("general.license")
+
+    @property
+    def context_length(self) -> int:
+        """In tokens; 0 if it is not stated."""
+        length = self.metadata.get(f"{self.architecture}.context_length")
+        return length if isinstance(length, int) else 0
+
+    def _text(self, key: str) -> str:
+        value = self.metadata.get(key)
+        return value.strip() if isinstance(value, str) else ""
+
 
 _MAGIC = b"GGUF"
 _MAX_HEADER_BYTES = 256 << 20

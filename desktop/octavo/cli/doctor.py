@@ -17,6 +17,7 @@ from octavo.cli.terminal import STARTER, make_core, print_table
 from octavo.cli.window import why_no_window
 from octavo.core import Core
 from octavo.engine.device import Device, detect_devices
+from octavo.monitor.inventory import InventoryCard, take_inventory
 from octavo.paths import AppPaths
 from octavo.units import format_bytes
 
@@ -54,6 +55,7 @@ def examine(paths: AppPaths, core: Core) -> Findings:
     findings = Findings()
     findings.sections["Machine"] = _machine()
     _examine_devices(findings, detect_devices())
+    _examine_cards(findings, take_inventory())
     _examine_versions(findings)
     _examine_window(findings)
     _examine_folders(findings, paths, core)
@@ -78,10 +80,30 @@ def _examine_devices(findings: Findings, devices: list[Device]) -> None:
         for device in devices
     }
     if not any(device.kind == "cuda" for device in devices):
-        findings.advice.append("No NVIDIA GPU was found; models run on the CPU.")
+        findings.advice.append("No NVIDIA GPU answers; models run on the CPU.")
     for device in devices:
         if not device.supported:
             findings.advice.append(f"{device.name} is not used: {device.reason}")
+
+
+def _examine_cards(findings: Findings, cards: list[InventoryCard]) -> None:
+    """Every graphics card, also one that no driver speaks for, and what can use it."""
+    entries: dict[str, str] = {}
+    for index, card in enumerate(cards):
+        number = f" ({index + 1})" if len(cards) > 1 else ""
+        name = f"{card.manufacturer} {card.model.removeprefix(card.manufacturer).strip()}{number}"
+        entries[name] = (
+            f"{card.vram_text} VRAM, {card.interface or 'interface unknown'},"
+            f" compute capability {card.compute_capability_text}"
+        )
+        if card.problem:
+            entries[f"{name}: now"] = card.problem
+            if card.could_be_used:
+                findings.advice.append(f"{name}: {card.problem}")
+        for verdict in card.verdicts:
+            answer = {True: "yes", False: "no", None: "not known"}[verdict.is_supported]
+            entries[f"{name}: {verdict.software}"] = f"{answer}. {verdict.reason}"
+    findings.sections["Graphics cards"] = entries or {"cards": "none found"}
 
 
 def _examine_versions(findings: Findings) -> None:

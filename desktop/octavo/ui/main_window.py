@@ -14,6 +14,8 @@ from octavo.ui.chat.conversation_list import SHORTCUTS as LIST_SHORTCUTS
 from octavo.ui.chat.conversation_list import ConversationList
 from octavo.ui.icons import app_icon
 from octavo.ui.models.models_page import ModelsPage
+from octavo.ui.monitor.monitor_page import MonitorPage
+from octavo.ui.server.server_page import ServerPage
 from octavo.ui.settings.settings_page import SettingsPage
 from octavo.ui.shortcuts import Shortcut, ShortcutsDialog
 from octavo.ui.sidebar import Sidebar, SidebarEntry
@@ -29,11 +31,15 @@ GEOMETRY_FILE = "window.ini"
 
 CHAT = "chat"
 MODELS = "models"
+MONITOR = "monitor"
+SERVER = "server"
 SETTINGS = "settings"
 ENTRIES = (
     SidebarEntry(CHAT, "Chat", "message-square", "Ctrl+1"),
     SidebarEntry(MODELS, "Models", "boxes", "Ctrl+2"),
-    SidebarEntry(SETTINGS, "Settings", "settings", "Ctrl+3"),
+    SidebarEntry(MONITOR, "Monitor", "activity", "Ctrl+3"),
+    SidebarEntry(SERVER, "Server", "server", "Ctrl+4"),
+    SidebarEntry(SETTINGS, "Settings", "settings", "Ctrl+5"),
 )
 
 
@@ -59,6 +65,8 @@ class MainWindow(QMainWindow):
         # Pages that nobody has looked at yet are not made: the first paint comes sooner.
         self._factories: dict[str, Callable[[], QWidget]] = {
             MODELS: lambda: ModelsPage(core),
+            MONITOR: lambda: MonitorPage(core),
+            SERVER: lambda: ServerPage(core),
             SETTINGS: lambda: SettingsPage(core),
         }
         self.chat_page = ChatPage(core)
@@ -131,7 +139,9 @@ class MainWindow(QMainWindow):
             (Shortcut("Search chats", ("Ctrl+F",)), self._search),
             (Shortcut("Chat", ("Ctrl+1",)), lambda: self.show_page(CHAT)),
             (Shortcut("Models", ("Ctrl+2",)), lambda: self.show_page(MODELS)),
-            (Shortcut("Settings", ("Ctrl+3", "Ctrl+,")), lambda: self.show_page(SETTINGS)),
+            (Shortcut("Monitor", ("Ctrl+3",)), lambda: self.show_page(MONITOR)),
+            (Shortcut("Server", ("Ctrl+4",)), lambda: self.show_page(SERVER)),
+            (Shortcut("Settings", ("Ctrl+5", "Ctrl+,")), lambda: self.show_page(SETTINGS)),
             (Shortcut("Show or hide the sidebar", ("Ctrl+B",)), self._toggle_sidebar),
             (Shortcut("This list", ("F1", "Ctrl+/")), self.show_shortcuts),
             (Shortcut("Quit", ("Ctrl+Q",)), self.closing.emit),

@@ -63,7 +63,7 @@ def as_the_gguf_package_has_it(model: TinyLlama, ggml_name: str) -> Array:
 def test_quantised_rows_of_q_and_k_are_put_back(
     tmp_path: Path, model: TinyLlama, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights_gguf, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(weights_gguf, "PIECE_BYTES", piece_bytes)
     loaded = read_all(model.write(tmp_path / "tiny.gguf"))
     for part, num_heads in (("q", model.num_heads), ("k", model.num_kv_heads)):
         restored = permute(

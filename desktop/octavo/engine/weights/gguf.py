@@ -6,7 +6,7 @@ resident, a failing disk is an error instead of a crash, and Windows can still r
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 import torch
@@ -20,11 +20,11 @@ from octavo.engine.model_config import (
     ModelConfig,
 )
 from octavo.engine.quantization.gguf import dequantize_into
-from octavo.errors import CheckpointError, StorageError, UnsupportedModelError
+from octavo.engine.weights.pieces import PIECE_BYTES, damaged, read_pieces
+from octavo.errors import UnsupportedModelError
 
 FREQ_FACTORS = "model.rotary_emb.freq_factors"
 
-_PIECE_BYTES = 4 << 20
 _NAMES: Mapping[str, str] = MappingProxyType(
     {
         EMBEDDING_TENSOR: "model.embed_tokens.weight",
@@ -82,62 +82,32 @@ class GGUFWeights:
             CheckpointError: the shapes differ, or a value is infinite, NaN or makes no sense.
             StorageError: the file cannot be read to the tensor's end.
         """
-        tensor = self.tensors[name]
+        tensor, path = self.tensors[name], self._header.path
         if tensor.shape != tuple(out.shape):
-            raise self._damaged(
-                tensor, f"has the shape {list(tensor.shape)} instead of {list(out.shape)}"
+            raise damaged(
+                path, tensor, f"has the shape {list(tensor.shape)} instead of {list(out.shape)}"
             )
         is_permuted = _PERMUTED.fullmatch(name) is not None
         row_elements = math.prod(tensor.shape[1:])
         if is_permuted and tensor.shape[0] % self._config.head_dim:
-            raise self._damaged(tensor, f"has {tensor.shape[0]} rows, which are no whole heads")
+            raise damaged(path, tensor, f"has {tensor.shape[0]} rows, which are no whole heads")
         block_elements, block_bytes = BLOCK_LAYOUT[tensor.ggml_type]
         head_elements = self._config.head_dim * row_elements if is_permuted else 1
         unit_elements = math.lcm(head_elements, block_elements)
         unit_bytes = unit_elements // block_elements * block_bytes
         units = out.view(-1, unit_elements)
-        units_per_piece = max(1, _PIECE_BYTES // unit_bytes)
+        units_per_piece = max(1, PIECE_BYTES // unit_bytes)
         pieces = torch.split(units, units_per_piece)
         sizes = [len(piece) * unit_bytes for piece in pieces]
-        for piece, raw in zip(pieces, self._read(tensor, sizes), strict=True):
+        for piece, raw in zip(pieces, read_pieces(path, tensor, sizes), strict=True):
             if not dequantize_into(piece, raw.to(out.device), tensor.ggml_type):
                 kind = str(out.dtype).removeprefix("torch.")
-                raise self._damaged(tensor, f"holds values that are NaN or infinite in {kind}")
+                raise damaged(path, tensor, f"holds values that are NaN or infinite in {kind}")
             if is_permuted:
                 heads = piece.view(-1, self._config.head_dim, row_elements)
                 _split_pairs_into_halves(heads[:, : self._config.rope.rotary_dim])
         if name == FREQ_FACTORS and not bool((out > 0).all()):
-            raise self._damaged(tensor, "holds divisors that are zero or negative")
-
-    def _read(self, tensor: TensorInfo, sizes: Sequence[int]) -> Iterator[Tensor]:
-        """Yields the tensor's bytes, [size] uint8 each, in one buffer that is used again."""
-        buffer = torch.empty(max(sizes), dtype=torch.uint8)
-        try:
-            with self._header.path.open("rb", buffering=0) as file:
-                file.seek(tensor.offset)
-                for size in sizes:
-                    raw = buffer[:size]
-                    view = raw.numpy().data
-                    while view:
-                        num_read = file.readinto(view)
-                        if not num_read:
-                            raise self._damaged(tensor, "ends too early: the file became shorter")
-                        view = view[num_read:]
-                    yield raw
-        except OSError as error:
-            raise StorageError(
-                f"{self._header.path.name} cannot be read: {error.strerror or error}.",
-                path=self._header.path,
-                hint="Check that the file is still there and that its disk is well.",
-            ) from error
-
-    def _damaged(self, tensor: TensorInfo, problem: str) -> CheckpointError:
-        return CheckpointError(
-            f"The tensor {tensor.name!r} in {self._header.path.name} {problem}.",
-            path=self._header.path,
-            tensor=tensor.name,
-            hint="Download the file again.",
-        )
+            raise damaged(path, tensor, "holds divisors that are zero or negative")
 
 
 def iter_gguf_weights(

@@ -6,9 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from octavo.checkpoint.gguf import GGUFHeader
+from octavo.checkpoint.folder import FolderHeader
+from octavo.checkpoint.header import CheckpointHeader
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.weights.gguf import GGUFWeights
+from octavo.engine.weights.pieces import CheckpointWeights
+from octavo.engine.weights.safetensors import SafetensorsWeights
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.jobs import JobControl, Progress
 
@@ -16,12 +19,12 @@ _MAX_THREADS = 8
 
 
 def load_weights(
-    model: nn.Module, header: GGUFHeader, config: ModelConfig, control: JobControl
+    model: nn.Module, header: CheckpointHeader, config: ModelConfig, control: JobControl
 ) -> None:
     """Unpacks every weight straight into the parameter of its name, on the parameter's device.
 
     Beside the model this needs some tens of megabytes. Names are checked before anything is
-    read, and progress counts bytes of the file.
+    read, and progress counts bytes of the files.
 
     Raises:
         CheckpointError: a weight is missing, damaged, or of another shape than the model's.
@@ -30,7 +33,7 @@ def load_weights(
         JobCancelled: `control` was cancelled.
     """
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    weights = GGUFWeights(header, config)
+    weights = _weights_of(header, config)
     _check_names(parameters, weights, header)
     # Each thread unpacks a weight of its own, alone: torch's threads, which share one operation,
     # meet ten times for each slab, and where other programs keep the cores busy each meeting
@@ -56,8 +59,14 @@ def load_weights(
         torch.set_num_threads(num_threads)
 
 
+def _weights_of(header: CheckpointHeader, config: ModelConfig) -> CheckpointWeights:
+    if isinstance(header, FolderHeader):
+        return SafetensorsWeights(header)
+    return GGUFWeights(header, config)
+
+
 def _check_names(
-    parameters: Mapping[str, Tensor], weights: GGUFWeights, header: GGUFHeader
+    parameters: Mapping[str, Tensor], weights: CheckpointWeights, header: CheckpointHeader
 ) -> None:
     for name in parameters:
         if name not in weights.tensors:

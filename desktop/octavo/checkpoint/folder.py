@@ -1,0 +1,230 @@
+"""Reads the headers of a model folder as Hugging Face lays it out: config.json and safetensors."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from octavo.checkpoint.safetensors import (
+    MAX_JSON_BYTES,
+    SafetensorsTensor,
+    parse_json_object,
+    read_bounded,
+    read_safetensors_header,
+    unreadable,
+)
+from octavo.errors import CheckpointError, UnsupportedModelError
+
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+WEIGHTS_SUFFIX = ".safetensors"
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLED_WEIGHTS = re.compile(r"(pytorch_model|model|consolidated).*\.(bin|pt|pth|ckpt)")
+_DOWNLOAD_ANEW = "Download the model's folder again, all files of it."
+
+
+@dataclass(frozen=True, slots=True)
+class FolderHeader:
+    """All that a model folder says about itself, but for the tokenizer's files."""
+
+    path: Path
+    config: Mapping[str, Any]
+    """config.json."""
+    generation_config: Mapping[str, Any]
+    """generation_config.json, empty if there is none."""
+    tensors: Mapping[str, SafetensorsTensor]
+    """By name, file by file in the order in which they lie."""
+
+    @property
+    def architecture(self) -> str:
+        """`llama`, `mistral`, …: the family the tensors belong to."""
+        return str(self.config["model_type"])
+
+    @property
+    def quantization(self) -> str:
+        """`BF16`, `F16`, …: the data type of most of the bytes, or what packed them."""
+        packed = self.config.get("quantization_config")
+        if isinstance(packed, dict) and isinstance(packed.get("quant_method"), str):
+            return str(packed["quant_method"]).upper()
+        num_bytes: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            num_bytes[tensor.dtype] += tensor.num_bytes
+        return num_bytes.most_common(1)[0][0] if num_bytes else "none"
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(tensor.num_elements for tensor in self.tensors.values())
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    @property
+    def title(self) -> str:
+        return self.path.name or self.path.resolve().name
+
+    @property
+    def license(self) -> str:
+        """Folders say it in prose only."""
+        return ""
+
+    @property
+    def context_length(self) -> int:
+        """In tokens; 0 if it is not stated."""
+        length = self.config.get("max_position_embeddings")
+        return length if type(length) is int else 0
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Reads another file of the folder; None if it is not there.
+
+        Raises:
+            CheckpointError: it is no JSON object.
+            StorageError: it cannot be read.
+        """
+        return _read_json(self.path / name)
+
+    def read_text(self, name: str) -> str | None:
+        """As `read_json`, for plain text."""
+        content = _read_if_there(self.path / name)
+        return None if content is None else content.decode("utf-8", "replace")
+
+
+def read_folder_header(path: Path) -> FolderHeader:
+    """Reads config.json and the headers of all weights, in memory and time bounded.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, incomplete or contradicts another.
+        UnsupportedModelError: the weights are pickles, or of a data type that is not known.
+        StorageError: a file cannot be read.
+    """
+    config = _read_json(path / CONFIG_FILE)
+    if config is None:
+        raise CheckpointError(
+            f"{path.name} has no {CONFIG_FILE}, so it does not say what model it is.",
+            path=path,
+            hint=_DOWNLOAD_ANEW,
+        )
+    if not isinstance(config.get("model_type"), str) or not config["model_type"]:
+        raise CheckpointError(
+            f"{CONFIG_FILE} in {path.name} does not say of which architecture the model is.",
+            path=path / CONFIG_FILE,
+            hint=_DOWNLOAD_ANEW,
+        )
+    return FolderHeader(
+        path=path,
+        config=config,
+        generation_config=_read_json(path / "generation_config.json") or {},
+        tensors=_read_tensors(path),
+    )
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a folder claims to be a model."""
+    try:
+        return (path / CONFIG_FILE).is_file()
+    except OSError:
+        return False
+
+
+def _read_tensors(path: Path) -> dict[str, SafetensorsTensor]:
+    if (path / SINGLE_FILE).exists():
+        return read_safetensors_header(path / SINGLE_FILE)
+    index = _read_json(path / INDEX_FILE)
+    if index is None:
+        raise _no_weights(path)
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError(
+            f"{INDEX_FILE} in {path.name} lists no weights.",
+            path=path / INDEX_FILE,
+            hint=_DOWNLOAD_ANEW,
+        )
+    tensors: dict[str, SafetensorsTensor] = {}
+    for file_name in sorted({_file_name(path, name) for name in listed.values()}):
+        if not (path / file_name).exists():
+            num_missing = sum(name == file_name for name in listed.values())
+            raise CheckpointError(
+                f"{path.name} is incomplete: the file {file_name} with {num_missing:,} of its "
+                f"{len(listed):,} tensors is missing.",
+                path=path / file_name,
+                tensor=next(name for name, file in listed.items() if file == file_name),
+                hint=f"Download {file_name} into the folder.",
+            )
+        for name, tensor in read_safetensors_header(path / file_name).items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"The tensor {name!r} is in {tensors[name].path.name} and in {file_name} of "
+                    f"{path.name}.",
+                    path=tensor.path,
+                    tensor=name,
+                    hint=_DOWNLOAD_ANEW,
+                )
+            tensors[name] = tensor
+    for name, file_name in listed.items():
+        if name not in tensors or tensors[name].path.name != file_name:
+            raise CheckpointError(
+                f"{file_name} in {path.name} does not hold the tensor {name!r}, "
+                f"but {INDEX_FILE} says so.",
+                path=path / file_name,
+                tensor=name,
+                hint=f"Download {file_name} and {INDEX_FILE} again.",
+            )
+    return tensors
+
+
+def _file_name(path: Path, name: object) -> str:
+    """Checks that a name of the index stays in the folder."""
+    is_plain = isinstance(name, str) and not re.search(r"[/\\\0:]", name)
+    if not isinstance(name, str) or not is_plain or not name.endswith(WEIGHTS_SUFFIX):
+        raise CheckpointError(
+            f"{INDEX_FILE} in {path.name} names the file {str(name)[:120]!r}, "
+            "which is no safetensors file of the folder.",
+            path=path / INDEX_FILE,
+            hint=_DOWNLOAD_ANEW,
+        )
+    return name
+
+
+def _no_weights(path: Path) -> CheckpointError | UnsupportedModelError:
+    try:
+        shards = sorted(file.name for file in path.glob(f"*{WEIGHTS_SUFFIX}"))
+        pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
+    except OSError:
+        shards, pickles = [], []
+    if shards:
+        return CheckpointError(
+            f"{path.name} has {shards[0]}, but neither {SINGLE_FILE} nor {INDEX_FILE}, "
+            "which says what lies where.",
+            path=path / INDEX_FILE,
+            hint=f"Download {INDEX_FILE} into the folder.",
+        )
+    pickle = next((name for name in pickles if _PICKLED_WEIGHTS.fullmatch(name)), None)
+    if pickle is not None:
+        return UnsupportedModelError(
+            f"{path.name} holds its weights only as a pickle ({pickle}), a format that can run "
+            "any program when it is opened; Octavo never opens one.",
+            hint="Download a version of this model in safetensors or GGUF.",
+        )
+    return CheckpointError(
+        f"{path.name} has a {CONFIG_FILE} but no weights: {SINGLE_FILE} is missing.",
+        path=path / SINGLE_FILE,
+        hint=_DOWNLOAD_ANEW,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    content = _read_if_there(path)
+    return None if content is None else parse_json_object(content, path, "its content")
+
+
+def _read_if_there(path: Path) -> bytes | None:
+    try:
+        if not path.exists():
+            return None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return read_bounded(path, MAX_JSON_BYTES)

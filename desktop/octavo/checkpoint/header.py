@@ -1,0 +1,27 @@
+"""`read_checkpoint`: the one door to a model's header, of whatever kind its files are."""
+
+from pathlib import Path
+from typing import TypeAlias
+
+from octavo.checkpoint.folder import FolderHeader, read_folder_header
+from octavo.checkpoint.gguf import GGUFHeader, read_gguf_header
+from octavo.checkpoint.safetensors import unreadable
+
+CheckpointHeader: TypeAlias = GGUFHeader | FolderHeader
+"""Both have path, architecture, quantization, num_parameters, tensor_bytes, title, license and
+context_length."""
+
+
+def read_checkpoint(path: Path) -> CheckpointHeader:
+    """Reads the header of a .gguf file, or of a folder with config.json and safetensors.
+
+    Raises:
+        CheckpointError: a file is damaged, incomplete or inconsistent.
+        UnsupportedModelError: a format, or a variant of it, that Octavo does not read.
+        StorageError: a file cannot be read.
+    """
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return read_folder_header(path) if is_folder else read_gguf_header(path)

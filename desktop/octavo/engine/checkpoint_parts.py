@@ -1,0 +1,43 @@
+"""What the engine needs of a checkpoint, of whatever kind: numbers, tokenizer, chat template."""
+
+from octavo.checkpoint.folder import FolderHeader
+from octavo.checkpoint.header import CheckpointHeader
+from octavo.engine.chat_template import (
+    ChatTemplate,
+    chat_template_from_folder,
+    chat_template_from_gguf,
+)
+from octavo.engine.model_config import ModelConfig, model_config_from_gguf
+from octavo.engine.model_config_hf import model_config_from_folder
+from octavo.engine.tokenizer import Tokenizer, tokenizer_from_gguf
+from octavo.engine.tokenizer_json import tokenizer_from_folder
+
+
+def read_model_config(header: CheckpointHeader) -> ModelConfig:
+    """Reads the model's numbers and checks that Octavo can run it.
+
+    Raises:
+        UnsupportedModelError: an architecture, a variant of it or a storage type not run.
+        CheckpointError: a number is missing, out of range or contradicts another.
+    """
+    if isinstance(header, FolderHeader):
+        return model_config_from_folder(header)
+    return model_config_from_gguf(header)
+
+
+def read_tokenizer(header: CheckpointHeader) -> Tokenizer:
+    """Builds the tokenizer; raises as `read_model_config`."""
+    if isinstance(header, FolderHeader):
+        return tokenizer_from_folder(header)
+    return tokenizer_from_gguf(header)
+
+
+def read_chat_template(header: CheckpointHeader, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Compiles the chat template, None if there is none (a base model).
+
+    Raises:
+        ChatTemplateError: the template is broken.
+    """
+    if isinstance(header, FolderHeader):
+        return chat_template_from_folder(header, tokenizer)
+    return chat_template_from_gguf(header, tokenizer)

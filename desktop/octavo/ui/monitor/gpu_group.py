@@ -1,0 +1,87 @@
+"""One graphics card of the monitor page: memory, load, temperature, power, clocks, processes."""
+
+from PySide6.QtWidgets import QVBoxLayout, QWidget
+
+from octavo.monitor.history import GpuHistory, Series
+from octavo.monitor.readings import GpuReading
+from octavo.ui.monitor.tiles import UNKNOWN, Tile, TileGrid
+from octavo.ui.tokens import SPACE_WITHIN
+from octavo.ui.widgets.cards import Notice
+from octavo.ui.widgets.labels import ElidedLabel, label
+from octavo.units import format_bytes
+
+HOTTEST_C = 100.0
+MAX_PROCESSES = 5
+
+
+class GpuGroup(QWidget):
+    """Four figures with their lines; a card that reports nothing says why."""
+
+    def __init__(self, index: int, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(SPACE_WITHIN)
+        self._index = index
+        self._name = ElidedLabel("", "strong")
+        column.addWidget(self._name)
+        self.problem = Notice("triangle-alert", "caution")
+        column.addWidget(self.problem)
+        self.vram = Tile("VRAM")
+        self.load = Tile("Utilisation")
+        self.temperature = Tile("Temperature")
+        self.power = Tile("Power")
+        self.grid = TileGrid([self.vram, self.load, self.temperature, self.power])
+        column.addWidget(self.grid)
+        self.more = label("", "caption", wrap=True)
+        column.addWidget(self.more)
+
+    def show_reading(self, gpu: GpuReading, history: GpuHistory, times_s: Series) -> None:
+        self._name.setText(f"{gpu.name} (GPU {self._index})")
+        self.problem.set_text(gpu.problem)
+        self.grid.setVisible(not gpu.problem)
+        self.more.setVisible(not gpu.problem)
+        if gpu.problem:
+            return
+        self.vram.show_reading(*_vram(gpu))
+        vram_top = gpu.vram_total_bytes or history.vram_used_bytes.highest or 1.0
+        self.vram.show_history(times_s, history.vram_used_bytes, vram_top)
+        self.load.show_reading(_figure(gpu.utilization_percent, "%"), "")
+        self.load.show_history(times_s, history.utilization_percent, 100.0)
+        self.temperature.show_reading(_figure(gpu.temperature_c, "°C"), "")
+        self.temperature.show_history(times_s, history.temperature_c, HOTTEST_C)
+        limit = f"limit {gpu.power_limit_w:.0f} W" if gpu.power_limit_w is not None else ""
+        self.power.show_reading(_figure(gpu.power_w, "W"), limit)
+        power_top = gpu.power_limit_w or history.power_w.highest or 1.0
+        self.power.show_history(times_s, history.power_w, power_top)
+        self.more.setText(" · ".join(filter(None, (_clocks(gpu), _describe_processes(gpu)))))
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return UNKNOWN if value is None else f"{value:.0f} {unit}"
+
+
+def _vram(gpu: GpuReading) -> tuple[str, str]:
+    used, total = gpu.vram_used_bytes, gpu.vram_total_bytes
+    if used is None:
+        return UNKNOWN, "" if total is None else f"of {format_bytes(total)}"
+    return format_bytes(used), "" if total is None else f"of {format_bytes(total)}"
+
+
+def _clocks(gpu: GpuReading) -> str:
+    clocks = (("cores", gpu.clock_sm_mhz), ("memory", gpu.clock_memory_mhz))
+    known = [f"{name} {mhz:,} MHz" for name, mhz in clocks if mhz is not None]
+    return f"Clocks: {', '.join(known)}" if known else ""
+
+
+def _describe_processes(gpu: GpuReading) -> str:
+    """The largest first; the rest as a count."""
+    processes = sorted(gpu.processes or (), key=lambda one: -(one.vram_bytes or 0))
+    words = []
+    for process in processes[:MAX_PROCESSES]:
+        name = process.name or "another process"
+        size = f" {format_bytes(process.vram_bytes)}" if process.vram_bytes is not None else ""
+        words.append(f"{name} ({process.pid}){size}")
+    if len(processes) > MAX_PROCESSES:
+        words.append(f"{len(processes) - MAX_PROCESSES} more")
+    return f"In use by {', '.join(words)}" if words else ""

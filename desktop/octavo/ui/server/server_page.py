@@ -1,0 +1,227 @@
+"""The server page: other programs may use the loaded model; who does, and how to begin."""
+
+import dataclasses
+
+from PySide6.QtCore import Qt, QTimer
+from PySide6.QtGui import QGuiApplication, QHideEvent, QResizeEvent, QShowEvent
+from PySide6.QtWidgets import QHBoxLayout, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
+
+from octavo.core import Core
+from octavo.errors import OctavoError, ServerError
+from octavo.host import HostState, HostStatus
+from octavo.settings import Settings
+from octavo.ui.server.endpoint_group import EndpointGroup
+from octavo.ui.server.request_table import RequestTable
+from octavo.ui.tasks import spawn
+from octavo.ui.theme import ThemeController
+from octavo.ui.tokens import SPACE_GROUP, SPACE_PAGE, SPACE_TIGHT, SPACE_WITHIN, scaled
+from octavo.ui.widgets.buttons import IconButton
+from octavo.ui.widgets.cards import Card, ErrorCard, Notice
+from octavo.ui.widgets.labels import label
+from octavo.ui.widgets.toast import find_toast
+
+WIDE_FROM = 700
+ROWS_WIDE_FROM = 500
+MAX_WIDTH = 880
+REFRESH_MS = 500
+KEY_VARIABLE = "OCTAVO_API_KEY"
+
+
+class ServerPage(QWidget):
+    """Starts and stops the endpoint through the core; looks at the board while it is shown."""
+
+    def __init__(self, core: Core, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._core = core
+        self._is_turning = False
+        self._is_turning_on = False
+        self._timer = QTimer(self)
+        self._timer.setInterval(REFRESH_MS)
+        self._timer.timeout.connect(self.refresh)
+        self._build()
+        self._show_settings(core.settings.value)
+        connections = [
+            core.settings.changed.connect(self._show_settings),
+            core.host.state_changed.connect(lambda _: self._show_state()),
+        ]
+        self.destroyed.connect(lambda _=None: [disconnect() for disconnect in connections])
+        ThemeController.current().changed.connect(self._arrange)
+
+    def refresh(self) -> None:
+        """Shows the endpoint and its requests as they are now."""
+        self._show_state()
+        board = self._core.server.board
+        self.requests.show_records(board.live(), board.recent())
+
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        self.refresh()
+        self._timer.start()
+
+    def hideEvent(self, event: QHideEvent) -> None:
+        """Qt sends it for a minimised window, too."""
+        self._timer.stop()
+        super().hideEvent(event)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        self._arrange()
+
+    def _build(self) -> None:
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        self._scroll = QScrollArea()
+        self._scroll.setWidgetResizable(True)
+        self._scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        outer.addWidget(self._scroll)
+        body = QWidget()
+        body.setProperty("surface", "paper")
+        body.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
+        self._scroll.setWidget(body)
+        centre = QHBoxLayout(body)
+        centre.setContentsMargins(SPACE_PAGE, SPACE_PAGE, SPACE_PAGE, SPACE_PAGE)
+        self._sheet = QWidget()
+        centre.addWidget(self._sheet)
+        column = QVBoxLayout(self._sheet)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(SPACE_GROUP)
+        titles = QVBoxLayout()
+        titles.setSpacing(SPACE_TIGHT)
+        titles.addWidget(label("Server", "title"))
+        sentence = "Programs on this machine use the loaded model as they would use OpenAI's."
+        titles.addWidget(label(sentence, "soft", wrap=True))
+        column.addLayout(titles)
+        self.error_card = ErrorCard()
+        self.note = Notice()
+        column.addWidget(self.error_card)
+        column.addWidget(self.note)
+        self.endpoint = EndpointGroup()
+        self.endpoint.switched.connect(self._turn)
+        self.endpoint.port_chosen.connect(lambda port: self._save(port=port))
+        self.endpoint.key_chosen.connect(lambda key: self._save(api_key=key))
+        column.addWidget(self.endpoint)
+        column.addWidget(label("Example", "heading"))
+        column.addWidget(self._build_example())
+        column.addSpacing(SPACE_WITHIN)
+        column.addWidget(label("Requests", "heading"))
+        self.requests = RequestTable()
+        self.requests.cancel_asked.connect(self._cancel)
+        column.addWidget(self.requests)
+        column.addStretch(1)
+
+    def _build_example(self) -> Card:
+        card = Card("notice")
+        row = QHBoxLayout()
+        row.setSpacing(SPACE_WITHIN)
+        self.example = label("", "figure", wrap=True)
+        # Its hint is that of a narrow column, and would have the page scroll without need.
+        self.example.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
+        self.example.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        copy = IconButton("copy", "Copy the example")
+        copy.clicked.connect(self._copy_example)
+        row.addWidget(self.example, 1)
+        row.addWidget(copy, 0, Qt.AlignmentFlag.AlignTop)
+        card.body.addLayout(row)
+        return card
+
+    def _turn(self, is_on: bool) -> None:
+        if not self._is_turning:
+            self.error_card.clear()
+            self._is_turning, self._is_turning_on = True, is_on
+            self._show_state()
+            spawn(self._switch(is_on), self.error_card.show_error)
+
+    async def _switch(self, is_on: bool) -> None:
+        try:
+            if is_on:
+                await self._core.start_server()
+            elif not await self._core.stop_server():
+                raise ServerError(
+                    "The endpoint did not end in time.",
+                    hint="It takes no more requests. Restart Octavo to free its port.",
+                )
+        finally:
+            self._is_turning = False
+            self.refresh()
+
+    def _save(self, *, port: int | None = None, api_key: str | None = None) -> None:
+        now = self._core.settings.value.server
+        try:
+            changed = dataclasses.replace(
+                now,
+                port=now.port if port is None else port,
+                api_key=now.api_key if api_key is None else api_key,
+            )
+            self._core.settings.update(server=changed)
+        except OctavoError as error:
+            self.error_card.show_error(error)
+            self._show_settings(self._core.settings.value)
+        else:
+            self.error_card.clear()
+
+    def _show_settings(self, settings: Settings) -> None:
+        self.endpoint.show_settings(settings.server)
+        self._show_state()
+
+    def _show_state(self) -> None:
+        address = self._core.server.address
+        settings = self._core.settings.value.server
+        url = address.url if address is not None else f"http://127.0.0.1:{settings.port}"
+        if self._is_turning:
+            is_on = self._is_turning_on
+            sentence, tone = ("Switching on…" if is_on else "Switching off…"), "soft"
+        else:
+            is_on = address is not None
+            sentence, tone = describe_endpoint(self._core.host.state, is_on=is_on)
+        self.endpoint.show_state(sentence, tone, f"{url}/v1", is_on=is_on, is_busy=self._is_turning)
+        self.note.set_text(address.note if address is not None else "")
+        text = make_example(f"{url}/v1", self._core.host.state, needs_key=bool(settings.api_key))
+        if text != self.example.text():
+            self.example.setText(text)
+
+    def _copy_example(self) -> None:
+        QGuiApplication.clipboard().setText(self.example.text())
+        if (toast := find_toast(self)) is not None:
+            toast.show_message("The example is in the clipboard.")
+
+    def _cancel(self, request_id: str) -> None:
+        self._core.server.board.cancel(request_id)
+        self.refresh()
+
+    def _arrange(self) -> None:
+        scale = ThemeController.current().scale
+        width = self._scroll.width()
+        self._sheet.setMaximumWidth(scaled(MAX_WIDTH, scale))
+        self.endpoint.apply_scale(scale)
+        for row in self.endpoint.rows:
+            row.set_wide(width >= scaled(ROWS_WIDE_FROM, scale))
+        self.requests.set_wide(width >= scaled(WIDE_FROM, scale))
+
+
+def describe_endpoint(host: HostState, *, is_on: bool) -> tuple[str, str]:
+    """The state of the endpoint in a sentence, and its tone."""
+    if not is_on:
+        return "Off. No other program can use the model.", "soft"
+    title = host.model.title if host.model is not None else ""
+    match host.status:
+        case HostStatus.READY:
+            return f"On. {title} answers.", "good"
+        case HostStatus.LOADING:
+            return f"On. Requests get status 503 until {title} is loaded.", "caution"
+        case _:
+            return "On. No model is loaded; requests get status 503 until one is.", "caution"
+
+
+def make_example(base_url: str, host: HostState, *, needs_key: bool) -> str:
+    """A first request for the terminal; a key stays out of it, for examples are passed on."""
+    # Without a name the loaded model is meant, whichever that will be.
+    is_named = host.status is HostStatus.READY and host.model is not None
+    model = f'"model": "{host.model.name}", ' if is_named and host.model is not None else ""
+    lines = [
+        f"curl {base_url}/chat/completions",
+        "-H 'Content-Type: application/json'",
+        *([f'-H "Authorization: Bearer ${KEY_VARIABLE}"'] if needs_key else []),
+        f"""-d '{{{model}"messages": [{{"role": "user", "content": "Hello"}}]}}'""",
+    ]
+    return " \\\n  ".join(lines)

@@ -1,0 +1,54 @@
+"""A folder of safetensors is a model to every verb."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from octavo.paths import AppPaths
+from tests.cli.conftest import Cli
+from tests.support.model_folders import write_model_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_model_folder(tmp_path / "Tiny-1.5B", max_shard_size="40KB")
+    return tmp_path / "Tiny-1.5B"
+
+
+def test_run_answers(cli: Cli, folder: Path) -> None:
+    outcome = cli("run", folder, "hi", "--max-tokens", "4", "--temperature", "0")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.strip()
+
+
+def test_show(cli: Cli, folder: Path) -> None:
+    outcome = cli("show", folder)
+    assert outcome.status == 0, outcome.err
+    for words in ("Tiny-1.5B", str(folder), "llama", "F32", "Memory plan", "It fits"):
+        assert words in outcome.out
+
+
+def test_generate_gives_tokens(cli: Cli, folder: Path) -> None:
+    line = json.dumps({"prompt": "Hello", "max_tokens": 3, "temperature": 0, "ignore_eos": True})
+    outcome = cli("generate", "--model", folder, stdin=line)
+    assert outcome.status == 0, outcome.out + outcome.err
+    assert "error" not in json.loads(outcome.out)
+
+
+def test_list_and_remove(cli: Cli, paths: AppPaths) -> None:
+    paths.models_dir.mkdir(parents=True)
+    write_model_folder(paths.models_dir / "tiny")
+    (model,) = json.loads(cli("list", "--json").out)
+    assert (model["name"], model["problem"]) == ("tiny", "")
+    assert cli("rm", "tiny").status == 0
+    assert list(paths.models_dir.iterdir()) == []
+
+
+def test_what_is_wrong_is_a_sentence(cli: Cli, folder: Path) -> None:
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-8])
+    for verb in (["show", folder], ["run", folder, "hi"]):
+        outcome = cli(*verb)
+        assert outcome.status == 1
+        assert f"{shard.name} is incomplete" in outcome.err

@@ -1,0 +1,286 @@
+"""A small hub on this machine: search, repositories, gates, signed addresses; faults on demand."""
+
+import contextlib
+import hashlib
+import json
+import re
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+COMMIT = "a" * 39 + "1"
+TOKEN = "hf_test"
+CHUNK_BYTES = 8192
+
+
+@dataclass
+class Repo:
+    """One repository; gated ones list their files to all and send them to `TOKEN` alone."""
+
+    files: dict[str, bytes]
+    gated: bool = False
+    private: bool = False
+    downloads: int = 1000
+    tags: tuple[str, ...] = ("gguf", "text-generation")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How the store answers one request for a file's bytes; the default is as it should."""
+
+    status: int = 0
+    """403: as for a signed address that has expired."""
+    headers: dict[str, str] = field(default_factory=dict)
+    drop_after: int | None = None
+    stall_after: int | None = None
+    ignores_range: bool = False
+    content: bytes | None = None
+    """Other bytes than the file's."""
+    tag: str = ""
+    """Another version's etag, whose content is the file's."""
+
+
+class HubServer:
+    """The hub and, under another origin, the store with the bytes, as the real one has it."""
+
+    def __init__(self, repos: dict[str, Repo], *faults: Fault) -> None:
+        self.repos = repos
+        self.faults = list(faults)
+        """For the first requests to the store; all later ones are answered well."""
+        self.status = 0
+        """Of every answer of the hub itself, if not 0."""
+        self.status_headers: dict[str, str] = {}
+        self.pause_s = 0.0
+        """Between two chunks: a slow line."""
+        self.num_bytes_sent = 0
+        self.ranges: list[str] = []
+        self.hub_paths: list[str] = []
+        self.store_authorizations: list[str] = []
+        self.ended = threading.Event()
+        self._hub = _Listener(self, _HubHandler)
+        self._store = _Listener(self, _StoreHandler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._hub.server_address[1]}"
+
+    @property
+    def store_url(self) -> str:
+        return f"http://127.0.0.1:{self._store.server_address[1]}"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["HubServer"]:
+        listeners = (self._hub, self._store)
+        threads = [
+            threading.Thread(target=each.serve_forever, args=(0.02,), daemon=True)
+            for each in listeners
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self.ended.set()
+            for each in listeners:
+                each.shutdown()
+                each.server_close()
+            for thread in threads:
+                thread.join()
+
+
+def serving_hub(
+    repos: dict[str, Repo], *faults: Fault
+) -> contextlib.AbstractContextManager[HubServer]:
+    """A hub while the block runs."""
+    return HubServer(repos, *faults).running()
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, hub: HubServer, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self.hub = hub
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that leaves is part of the tests."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Listener
+
+    def log_request(self, code: object = "-", size: object = "-") -> None:
+        """Says nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Says nothing."""
+
+    @property
+    def hub(self) -> HubServer:
+        return self.server.hub
+
+    def reply(self, status: int, body: object = b"", **headers: str) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+class _HubHandler(_Handler):
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub = self.hub
+        hub.hub_paths.append(self.path)
+        address = urllib.parse.urlsplit(self.path)
+        path = urllib.parse.unquote(address.path)
+        if hub.status:
+            self.reply(hub.status, b"<html>no</html>", **hub.status_headers)
+        elif path == "/api/models":
+            self._search(urllib.parse.parse_qs(address.query))
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):
+            self._model(match[1], match[2] or "main")
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._resolve(match[1], match[2], match[3])
+        else:
+            self._refuse(404, "", "not found")
+
+    @property
+    def _is_known(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self.reply(status, {"error": message}, X_Error_Code=code, X_Error_Message=message)
+
+    def _search(self, query: dict[str, list[str]]) -> None:
+        text, limit = query.get("search", [""])[0].lower(), int(query.get("limit", ["1000"])[0])
+        found = [
+            (name, repo)
+            for name, repo in self.hub.repos.items()
+            if text in name.lower() and set(query.get("filter", [])) <= set(repo.tags)
+        ]
+        assert query["sort"] == ["downloads"]
+        found.sort(key=lambda item: -item[1].downloads)
+        wanted = {"id", *query.get("expand", [])}
+        items = [_facts(name, repo) for name, repo in found[:limit]]
+        self.reply(200, [{key: item[key] for key in item if key in wanted} for item in items])
+
+    def _repo(self, name: str, revision: str) -> Repo | None:
+        repo = self.hub.repos.get(name)
+        if repo is None or (repo.private and not self._is_known):
+            self._refuse(404 if self._is_known else 401, "RepoNotFound", "Repository not found")
+            return None
+        if revision not in ("main", COMMIT):
+            self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return None
+        return repo
+
+    def _model(self, name: str, revision: str) -> None:
+        repo = self._repo(name, revision)
+        if repo is None:
+            return
+        siblings = [
+            {
+                "rfilename": path,
+                "size": len(content),
+                "blobId": hashlib.sha1(content).hexdigest(),
+                "lfs": {"sha256": _sha256(content), "size": len(content), "pointerSize": 134},
+            }
+            for path, content in repo.files.items()
+        ]
+        self.reply(200, _facts(name, repo) | {"siblings": siblings})
+
+    def _resolve(self, name: str, revision: str, path: str) -> None:
+        repo = self._repo(name, revision)
+        if repo is None:
+            return
+        if repo.gated and not self._is_known:
+            status = 403 if self.headers.get("Authorization") else 401
+            self._refuse(status, "GatedRepo", f"Access to model {name} is restricted.")
+        elif path not in repo.files:
+            self._refuse(404, "EntryNotFound", "Entry not found")
+        else:
+            content = repo.files[path]
+            self.reply(
+                302,
+                X_Repo_Commit=COMMIT,
+                X_Linked_Size=str(len(content)),
+                X_Linked_ETag=f'"{_sha256(content)}"',
+                ETag=f'"{_sha256(content)}"',
+                Accept_Ranges="bytes",
+                Location=f"{self.hub.store_url}/{name}/{urllib.parse.quote(path)}?Signature=z",
+            )
+
+
+class _StoreHandler(_Handler):
+    def do_GET(self) -> None:
+        hub = self.hub
+        fault = hub.faults.pop(0) if hub.faults else Fault()
+        hub.store_authorizations.append(self.headers.get("Authorization", ""))
+        wanted = self.headers.get("Range", "")
+        hub.ranges.append(wanted)
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        _, org, name, file = path.split("/", 3)
+        content = hub.repos[f"{org}/{name}"].files[file]
+        tag = fault.tag or f'"{_sha256(content)}"'
+        content = content if fault.content is None else fault.content
+        if fault.status:
+            self.reply(fault.status, b"<Error>no</Error>", **fault.headers)
+            return
+        start, end = 0, len(content)
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
+        is_part = (
+            match is not None
+            and not fault.ignores_range
+            and self.headers.get("If-Range", tag) == tag
+        )
+        if match is not None and is_part:
+            start, end = int(match[1]), int(match[2] or len(content) - 1) + 1
+            if start >= len(content):
+                self.reply(416, Content_Range=f"bytes */{len(content)}")
+                return
+        self.send_response(206 if is_part else 200)
+        self.send_header("Content-Length", str(end - start))
+        self.send_header("ETag", tag)
+        if is_part:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        self.end_headers()
+        for offset in range(start, end, CHUNK_BYTES):
+            if fault.drop_after is not None and offset - start >= fault.drop_after:
+                return
+            if fault.stall_after is not None and offset - start >= fault.stall_after:
+                hub.ended.wait(30)
+                return
+            chunk = content[offset : min(offset + CHUNK_BYTES, end)]
+            self.wfile.write(chunk)
+            hub.num_bytes_sent += len(chunk)
+            if hub.pause_s:
+                time.sleep(hub.pause_s)
+
+
+def _facts(name: str, repo: Repo) -> dict[str, Any]:
+    return {
+        "_id": "0" * 24,
+        "id": name,
+        "modelId": name,
+        "sha": COMMIT,
+        "private": repo.private,
+        "gated": "manual" if repo.gated else False,
+        "downloads": repo.downloads,
+        "likes": 5,
+        "tags": list(repo.tags),
+        "gguf": {"total": 135_000_000, "architecture": "llama", "context_length": 8192},
+    }
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
