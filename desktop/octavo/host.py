@@ -95,7 +95,7 @@ def _prepare_environment() -> None:
     # NVML, which the plan asks, counts GPUs in bus order; CUDA is to mean the same by a number.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     # OpenMP threads that wait spin for milliseconds by default: where another program is busy on
-    # a core, that costs two thirds of the decode rate (MEASUREMENTS.md).
+    # a core, that costs much of the decode rate (MEASUREMENTS.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 

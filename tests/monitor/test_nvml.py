@@ -229,7 +229,7 @@ print(json.dumps({"gpus": len(report.gpus), "is_listed": is_listed}))
 
 
 @pytest.mark.gpu
-def test_looking_makes_no_cuda_context() -> None:
+def test_looking_puts_nobody_on_the_cards_process_list() -> None:
     """In a process of its own: other tests may have used CUDA in this one."""
     output = subprocess.run(
         [sys.executable, "-c", LOOK], capture_output=True, text=True, check=True, timeout=60
