@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from octavo.settings import (
     Appearance,
     ChatDefaults,
     EngineSettings,
+    Hub,
     Server,
     Settings,
     SettingsStore,
@@ -26,8 +28,11 @@ from octavo.settings import (
 )
 
 CHANGED = Settings(
-    appearance=Appearance(theme="dark", font_scale=1.25),
-    storage=Storage(models_dir="/models", extra_folders=("/a", "/b")),
+    appearance=Appearance(theme="dark", font_scale=1.25, shows_monitor_strip=False),
+    storage=Storage(models_dir="/models", extra_folders=("/a", "/b"), shows_hub_cache=False),
+    hub=Hub(
+        endpoint="https://mirror.example", proxy="http://me:secret@proxy:8080", is_offline=True
+    ),
     engine=EngineSettings(
         device="cuda:1",
         dtype="float32",
@@ -44,7 +49,12 @@ CHANGED = Settings(
         seed=-3,
         last_model="smollm2",
     ),
-    server=Server(port=9000, api_key="octavo-Key_1"),
+    server=Server(
+        port=9000,
+        api_key="octavo-Key_1",
+        is_on=True,
+        allowed_origins=("https://app.example.org", "http://localhost:3000"),
+    ),
 )
 
 
@@ -293,3 +303,25 @@ def test_an_api_key_that_no_header_can_carry_is_refused_and_not_repeated(key: An
 
 def test_an_api_key_stays_out_of_what_is_logged() -> None:
     assert "octavo-Key_1" not in repr(CHANGED)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Hub(endpoint="huggingface.co"),
+        lambda: Hub(endpoint="https://name:word@huggingface.co"),
+        lambda: Hub(proxy="proxy:8080"),
+        lambda: Server(allowed_origins=("app.example.org",)),
+        lambda: Server(allowed_origins=("https://app.example.org/path",)),
+    ],
+)
+def test_addresses_are_checked(make: Callable[[], object]) -> None:
+    with pytest.raises(InvalidSettingsError, match="must be"):
+        make()
+
+
+def test_a_proxy_keeps_its_password_out_of_messages() -> None:
+    with pytest.raises(InvalidSettingsError) as caught:
+        Hub(proxy="ftp://me:secret@proxy")
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(Hub(proxy="http://me:secret@proxy"))

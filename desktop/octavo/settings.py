@@ -28,6 +28,9 @@ FONT_SCALE_RANGE = (0.5, 3.0)
 PORT_RANGE = (1, 65535)
 API_KEY_PATTERN = re.compile(r"[!-~]*")
 DEVICE_PATTERN = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+ORIGIN_PATTERN = re.compile(r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?")
+WEB_ADDRESS_PATTERN = re.compile(r"(https?://[^\s/@]+(/[^\s@]*)?)?")
+PROXY_PATTERN = re.compile(r"(https?://\S+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +41,13 @@ class Appearance:
     """`auto` follows the desktop; see `THEMES`."""
     font_scale: float = 1.0
     """Factor on every font size; see `FONT_SCALE_RANGE`."""
+    shows_monitor_strip: bool = True
+    """Whether memory and rate stand at the window's lower edge on every page."""
 
     def __post_init__(self) -> None:
         _check_choice("theme", self.theme, THEMES)
         _check_number("font_scale", self.font_scale, *FONT_SCALE_RANGE)
+        _check_switch("shows_monitor_strip", self.shows_monitor_strip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class Storage:
     """Folder that downloads go to; empty: `AppPaths.models_dir`."""
     extra_folders: tuple[str, ...] = ()
     """Further folders that are searched for models and never written to."""
+    shows_hub_cache: bool = True
+    """Whether models that other programs put into the hub's own cache are listed, too."""
 
     def __post_init__(self) -> None:
         _check_text("models_dir", self.models_dir)
@@ -63,6 +71,33 @@ class Storage:
             _check_text("extra_folders", folder)
             if not folder:
                 raise InvalidSettingsError("extra_folders holds an empty folder name.")
+        _check_switch("shows_hub_cache", self.shows_hub_cache)
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """How Octavo reaches the hub; the token is a secret and lies elsewhere (`hub.token_store`)."""
+
+    endpoint: str = ""
+    """A mirror; empty: $HF_ENDPOINT, else the hub itself."""
+    proxy: str = field(default="", repr=False)
+    """Empty: the environment's. May hold a login."""
+    is_offline: bool = False
+    """Nothing is sent to any hub."""
+
+    def __post_init__(self) -> None:
+        _check_text("endpoint", self.endpoint)
+        if not WEB_ADDRESS_PATTERN.fullmatch(self.endpoint):
+            raise InvalidSettingsError(
+                f"endpoint is {self.endpoint!r}; it must be a web address such as"
+                " https://huggingface.co, or empty."
+            )
+        # The value stays out of the message: it may hold a password.
+        if not isinstance(self.proxy, str) or not PROXY_PATTERN.fullmatch(self.proxy):
+            raise InvalidSettingsError(
+                "proxy must be an address such as http://proxy.example.org:8080, or empty."
+            )
+        _check_switch("is_offline", self.is_offline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +165,23 @@ class Server:
     """The next free one is taken where another program holds it; see `PORT_RANGE`."""
     api_key: str = field(default="", repr=False)
     """What clients must send; empty: nothing."""
+    is_on: bool = False
+    """Whether it is switched on when Octavo starts: as the person left it."""
+    allowed_origins: tuple[str, ...] = ()
+    """Web pages that may call the endpoint from a browser, as `https://app.example.org`."""
 
     def __post_init__(self) -> None:
         _check_integer("port", self.port, *PORT_RANGE)
+        _check_switch("is_on", self.is_on)
+        if not isinstance(self.allowed_origins, tuple):
+            raise InvalidSettingsError(
+                f"allowed_origins must be a list of web addresses, not {self.allowed_origins!r}."
+            )
+        for origin in self.allowed_origins:
+            if not isinstance(origin, str) or not ORIGIN_PATTERN.fullmatch(origin):
+                raise InvalidSettingsError(
+                    f"allowed_origins holds {origin!r}; it must be like https://app.example.org."
+                )
         # The value stays out of the message: messages go into the log and into bug reports.
         if not isinstance(self.api_key, str) or not API_KEY_PATTERN.fullmatch(self.api_key):
             raise InvalidSettingsError(
@@ -151,6 +200,7 @@ class Settings:
 
     appearance: Appearance = field(default_factory=Appearance)
     storage: Storage = field(default_factory=Storage)
+    hub: Hub = field(default_factory=Hub)
     engine: EngineSettings = field(default_factory=EngineSettings)
     chat: ChatDefaults = field(default_factory=ChatDefaults)
     server: Server = field(default_factory=Server)
@@ -188,6 +238,7 @@ class SettingsStore:
         *,
         appearance: Appearance | None = None,
         storage: Storage | None = None,
+        hub: Hub | None = None,
         engine: EngineSettings | None = None,
         chat: ChatDefaults | None = None,
         server: Server | None = None,
@@ -197,6 +248,7 @@ class SettingsStore:
             Settings(
                 appearance=appearance or self.value.appearance,
                 storage=storage or self.value.storage,
+                hub=hub or self.value.hub,
                 engine=engine or self.value.engine,
                 chat=chat or self.value.chat,
                 server=server or self.value.server,
