@@ -49,8 +49,9 @@ class RopeConfig:
     """The first so many dimensions of a head are turned, the rest pass."""
     theta: float = 10000.0
     scaling: str = "none"
-    """`none`, `linear`, `llama3`, `yarn`, or `factors`: inverse frequencies are divided by the
-    weights `model.rotary_emb.freq_factors`, into which GGUF bakes Llama 3's scaling."""
+    """`none`, `linear`, `llama3`, `yarn`, `longrope`, or `factors`: inverse frequencies are
+    divided by the weights `model.rotary_emb.freq_factors`, into which GGUF bakes Llama 3's
+    scaling."""
     factor: float = 1.0
     """By how much the context was stretched."""
     original_max_position: int | None = None
@@ -60,7 +61,30 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attn_factor: float = 1.0
-    """On cosine and sine; everything that yarn asks for is already in it."""
+    """On cosine and sine; everything that yarn or longrope asks for is already in it."""
+    is_truncated: bool = True
+    """Whether the ends of yarn's ramp are whole channels."""
+    short_divisors: tuple[float, ...] = ()
+    """Of longrope: what each inverse frequency is divided by, [rotary_dim / 2], in contexts up to
+    the original one."""
+    long_divisors: tuple[float, ...] = ()
+    """In longer ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoEConfig:
+    """A feed-forward part of many experts, of which a router picks a few for each token."""
+
+    num_experts: int
+    num_experts_per_token: int
+    intermediate_size: int
+    """Of one expert."""
+    renormalizes: bool = True
+    """Whether the weights of the picked experts are made to sum to one."""
+    shared_intermediate_size: int = 0
+    """Of the expert that sees every token; 0: there is none."""
+    dense_layers: frozenset[int] = frozenset()
+    """Layers with an ordinary feed-forward part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +111,39 @@ class ModelConfig:
     attention_bias: bool = False
     """Whether the projections to queries, keys and values add a bias."""
     attention_output_bias: bool = False
+    attention_scale: float | None = None
+    """Factor on the scores; None: head_dim ** -0.5."""
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    """Logits are squeezed between this and its negative."""
+    qk_norm: str = "none"
+    """RMS norm of queries and keys before they turn: `none`, `head` or `all` heads together."""
+    norm_placement: str = "before"
+    """Norms `before` each part, `after` it (before it is added), or `around` it."""
+    norm_offset: float = 0.0
+    """What is added to the norms' weights."""
+    norm_in_float32: bool = False
+    """Whether norms multiply by their weight before the cast back, not after it."""
+    activation: str = "silu"
+    """`silu` or `gelu_tanh`."""
+    mlp_bias: bool = False
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """On what each part adds to the residual stream."""
+    logits_scale: float = 1.0
+    windows: tuple[int | None, ...] = ()
+    """Per layer, how many keys a query sees; None or no entry: all."""
+    local_rope: RopeConfig | None = None
+    """Of the layers with a window, where it differs."""
+    unrotated_layers: frozenset[int] = frozenset()
+    """Layers in which positions turn nothing."""
+    has_sinks: bool = False
+    """Whether each head has a learned score of no key."""
+    moe: MoEConfig | None = None
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of that layer sees; None: all."""
+        return self.windows[layer] if layer < len(self.windows) else None
 
     def kv_bytes_per_token(self, bytes_per_element: int) -> int:
         """Keys and values of one token in all layers."""

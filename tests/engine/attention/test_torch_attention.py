@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo.engine.attention import choose_attention_backend, torch_attention
-from octavo.engine.attention.base import AttentionMetadata
+from octavo.engine.attention.base import AttentionMetadata, AttentionRule
 
 Work = list[tuple[int, int]]
 """(context before the step, tokens in the step) per sequence, single tokens first."""
@@ -15,7 +15,11 @@ MIXED: Work = [(0, 1), (6, 1), (40, 1), (5, 1), (0, 9), (11, 13), (32, 4)]
 
 
 def reference(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    rule: AttentionRule,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """One sequence, in float64: the queries are the last of the context."""
     num_queries, num_heads, _ = query.shape
@@ -25,8 +29,14 @@ def reference(
         kv_head = head // (num_heads // num_kv_heads)
         for index in range(num_queries):
             visible = context_len - num_queries + index + 1
-            scores = keys[:visible, kv_head].double() @ query[index, head].double() * scale
-            output[index, head] = scores.softmax(0) @ values[:visible, kv_head].double()
+            first = 0 if rule.window is None else max(0, visible - rule.window)
+            scores = keys[first:visible, kv_head].double() @ query[index, head].double()
+            scores *= rule.scale
+            if rule.softcap is not None:
+                scores = rule.softcap * (scores / rule.softcap).tanh()
+            exponentials = scores.exp()
+            total = exponentials.sum() + (0 if sinks is None else sinks[head].double().exp())
+            output[index, head] = exponentials / total @ values[first:visible, kv_head].double()
     return output
 
 
@@ -39,6 +49,9 @@ def check(
     block_size: int = 4,
     dtype: torch.dtype = torch.float32,
     tolerance: float = 1e-5,
+    window: int | None = None,
+    softcap: float | None = None,
+    has_sinks: bool = False,
 ) -> None:
     torch.manual_seed(0)
     num_blocks = 1 + sum(-(-(before + new) // block_size) for before, new in work)
@@ -82,19 +95,21 @@ def check(
     )
     assert backend.name == "torch"
     assert reason
-    scale = head_dim**-0.5
+    rule = AttentionRule(head_dim**-0.5, window, softcap)
+    sinks = torch.randn(num_heads) if has_sinks else None
     output = backend.prepare(metadata).attend(
         query,
         torch.cat([keys[-new:] for (keys, _), new in zip(contexts, lengths, strict=True)]),
         torch.cat([values[-new:] for (_, values), new in zip(contexts, lengths, strict=True)]),
         key_cache,
         value_cache,
-        scale,
+        rule,
+        sinks,
     )
     assert output.dtype == dtype
     begin = 0
     for (keys, values), new in zip(contexts, lengths, strict=True):
-        expected = reference(query[begin : begin + new], keys, values, scale)
+        expected = reference(query[begin : begin + new], keys, values, rule, sinks)
         error = (output[begin : begin + new].double() - expected).abs().max()
         assert error <= tolerance
         begin += new
@@ -130,3 +145,21 @@ def test_decodes_are_split_when_they_gather_too_much() -> None:
 def test_long_prefills_are_split_when_they_score_too_much() -> None:
     with patch.object(torch_attention, "MAX_ATTENTION_SCORES", 6 * 20 * 7):
         check([(3, 1), (0, 40), (13, 20)])
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 16, 100])
+@pytest.mark.parametrize("block_size", [1, 4, 16])
+def test_windows(window: int, block_size: int) -> None:
+    check(MIXED, window=window, block_size=block_size)
+    with patch.object(torch_attention, "MAX_GATHERED_TOKENS", 10):
+        check([(40, 1), (2, 1), (60, 1), (7, 1), (20, 1), (41, 1)], window=window)
+    with patch.object(torch_attention, "MAX_ATTENTION_SCORES", 6 * 20 * 7):
+        check([(3, 1), (0, 40), (13, 20)], window=window)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize(("softcap", "has_sinks"), [(0.5, False), (None, True), (2.0, True)])
+def test_capped_scores_and_sinks(
+    window: int | None, softcap: float | None, has_sinks: bool
+) -> None:
+    check(MIXED, window=window, softcap=softcap, has_sinks=has_sinks)

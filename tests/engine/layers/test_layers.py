@@ -51,7 +51,7 @@ def test_mlp() -> None:
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_alone() -> None:
-    rotary = RotaryEmbedding(RopeConfig(rotary_dim=16), device=CPU)
+    rotary = RotaryEmbedding(RopeConfig(rotary_dim=16), max_model_len=256, device=CPU)
     query, key = torch.randn(2, 1, 1, 16)
 
     def score(query_position: int, key_position: int) -> float:
@@ -67,7 +67,7 @@ def test_rotation_keeps_lengths_and_depends_on_distance_alone() -> None:
 
 
 def test_partial_rotation_passes_the_rest() -> None:
-    rotary = RotaryEmbedding(RopeConfig(rotary_dim=6), device=CPU)
+    rotary = RotaryEmbedding(RopeConfig(rotary_dim=6), max_model_len=256, device=CPU)
     heads = torch.randn(4, 3, 10)
     rotated = rotate(heads, *rotary(torch.arange(4)))
     assert torch.equal(rotated[..., 6:], heads[..., 6:])
@@ -76,17 +76,21 @@ def test_partial_rotation_passes_the_rest() -> None:
 
 
 def test_freq_factors_divide_the_frequencies() -> None:
-    rotary = RotaryEmbedding(RopeConfig(rotary_dim=8, scaling="factors"), device=CPU)
+    rotary = RotaryEmbedding(
+        RopeConfig(rotary_dim=8, scaling="factors"), max_model_len=256, device=CPU
+    )
     assert rotary.freq_factors is not None
     rotary.freq_factors.fill_(4.0)
-    linear = RotaryEmbedding(RopeConfig(rotary_dim=8, scaling="linear", factor=4.0), device=CPU)
+    linear = RotaryEmbedding(
+        RopeConfig(rotary_dim=8, scaling="linear", factor=4.0), max_model_len=256, device=CPU
+    )
     positions = torch.arange(50)
     torch.testing.assert_close(rotary(positions), linear(positions))
     assert [name for name, _ in rotary.named_parameters()] == ["freq_factors"]
 
 
 def test_rotation_is_exact_far_out() -> None:
-    rotary = RotaryEmbedding(RopeConfig(rotary_dim=2), device=CPU)
+    rotary = RotaryEmbedding(RopeConfig(rotary_dim=2), max_model_len=256, device=CPU)
     position = 131_071
     cosines, sines = rotary(torch.tensor([position]))
     expected = torch.tensor(float(position), dtype=torch.float64)

@@ -39,6 +39,18 @@ class AttentionMetadata:
         return max(self.host_context_lens)
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionRule:
+    """How the queries of a layer weigh the keys; the same in every step."""
+
+    scale: float
+    """Factor on the scores, usually head_dim ** -0.5."""
+    window: int | None = None
+    """Keys a query sees: the last so many up to its own; None: all of them."""
+    softcap: float | None = None
+    """Scores are squeezed between this and its negative before the mask (Gemma 2)."""
+
+
 class AttentionStep(Protocol):
     """Attention for one step, prepared once and called by every layer."""
 
@@ -49,7 +61,8 @@ class AttentionStep(Protocol):
         value: torch.Tensor,
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
-        scale: float,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Writes this step's keys and values into the cache, then attends causally to all of it.
 
@@ -59,7 +72,8 @@ class AttentionStep(Protocol):
             value: as key.
             key_cache: [num_blocks, block_size, num_kv_heads, head_dim], type of query.
             value_cache: as key_cache.
-            scale: factor on the scores, usually head_dim ** -0.5.
+            rule: the layer's.
+            sinks: [num_heads]; a score of no key that takes its share of the probabilities.
 
         Returns:
             [num_tokens, num_heads, head_dim], type of query.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from octavo.engine.attention.base import AttentionMetadata
+from octavo.engine.attention.base import AttentionMetadata, AttentionRule
 from octavo.engine.memory import MAX_ATTENTION_SCORES, MAX_GATHERED_TOKENS
 
 
@@ -21,9 +21,9 @@ class _DecodeGroup:
     """Which tokens of the step (and sequences: the two agree in the decode part)."""
     num_seqs: int
     slots: torch.Tensor
-    """[num_seqs * longest context], int64; padding points at slot 0, in the null block."""
+    """[num_seqs * most keys], int64; padding points at slot 0, in the null block."""
     mask: torch.Tensor | None
-    """[num_seqs, 1, 1, longest context], added to the scores; None if there is no padding."""
+    """[num_seqs, 1, 1, most keys], added to the scores; None if there is no padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,17 @@ class _PrefillChunk:
 
     rows: slice
     slots: torch.Tensor | None
-    """[context], int64; None if the context is exactly this chunk, so that nothing is cached."""
+    """[num_keys], int64; None if the context is exactly this chunk, so that nothing is cached."""
     mask: torch.Tensor | None
-    """[num_queries, context], added to the scores; None if the chunk is its own context."""
+    """[num_queries, num_keys], added to the scores; None if all that is needed is causality."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Who attends to what in one step, for all layers with the same window."""
+
+    groups: list[_DecodeGroup]
+    chunks: list[_PrefillChunk]
 
 
 class TorchAttention:
@@ -50,32 +58,25 @@ class TorchAttention:
 
     def prepare(self, metadata: AttentionMetadata) -> "TorchAttentionStep":
         return TorchAttentionStep(
-            metadata.slot_mapping,
-            _decode_groups(metadata, self._dtype),
-            _prefill_chunks(metadata, self._dtype, self._num_heads),
-            is_grouped=self._is_grouped,
+            metadata, self._dtype, num_heads=self._num_heads, is_grouped=self._is_grouped
         )
 
 
 class TorchAttentionStep:
-    """Indices and masks of one step, shared by all layers.
+    """Indices and masks of one step, shared by all layers with the same window.
 
     What stands for "no token" is read from the null block, which holds zeros. Reading stale
     slots and masking only their scores would not do: a probability of 0 times a NaN is a NaN.
     """
 
     def __init__(
-        self,
-        slot_mapping: torch.Tensor,
-        groups: list[_DecodeGroup],
-        chunks: list[_PrefillChunk],
-        *,
-        is_grouped: bool,
+        self, metadata: AttentionMetadata, dtype: torch.dtype, *, num_heads: int, is_grouped: bool
     ) -> None:
-        self._slot_mapping = slot_mapping
-        self._groups = groups
-        self._chunks = chunks
+        self._metadata = metadata
+        self._dtype = dtype
+        self._num_heads = num_heads
         self._is_grouped = is_grouped
+        self._layouts: dict[int | None, _Layout] = {}
 
     def attend(
         self,
@@ -84,57 +85,129 @@ class TorchAttentionStep:
         value: torch.Tensor,
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
-        scale: float,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         num_kv_heads, head_dim = key.shape[1:]
         keys = key_cache.view(-1, num_kv_heads, head_dim)
         values = value_cache.view(-1, num_kv_heads, head_dim)
-        keys.index_copy_(0, self._slot_mapping, key)
-        values.index_copy_(0, self._slot_mapping, value)
+        keys.index_copy_(0, self._metadata.slot_mapping, key)
+        values.index_copy_(0, self._metadata.slot_mapping, value)
+        layout = self._layout(rule.window)
         output = torch.empty_like(query)
-        for group in self._groups:
+        for group in layout.groups:
             shape = (group.num_seqs, -1, num_kv_heads, head_dim)
-            output[group.rows] = functional.scaled_dot_product_attention(
+            output[group.rows] = self._weigh(
                 query[group.rows].unsqueeze(2),
                 keys.index_select(0, group.slots).view(shape).transpose(1, 2),
                 values.index_select(0, group.slots).view(shape).transpose(1, 2),
-                attn_mask=group.mask,
-                scale=scale,
-                enable_gqa=self._is_grouped,
+                group.mask,
+                rule,
+                sinks,
             ).squeeze(2)
-        for chunk in self._chunks:
+        for chunk in layout.chunks:
             if chunk.slots is None:
                 chunk_keys, chunk_values = key[chunk.rows], value[chunk.rows]
             else:
                 chunk_keys = keys.index_select(0, chunk.slots)
                 chunk_values = values.index_select(0, chunk.slots)
-            attended = functional.scaled_dot_product_attention(
+            attended = self._weigh(
                 query[chunk.rows].transpose(0, 1).unsqueeze(0),
                 chunk_keys.transpose(0, 1).unsqueeze(0),
                 chunk_values.transpose(0, 1).unsqueeze(0),
-                attn_mask=chunk.mask,
+                chunk.mask,
+                rule,
+                sinks,
                 is_causal=chunk.mask is None,
-                scale=scale,
-                enable_gqa=self._is_grouped,
             )
             output[chunk.rows] = attended.squeeze(0).transpose(0, 1)
         return output
 
+    def _layout(self, window: int | None) -> _Layout:
+        layout = self._layouts.get(window)
+        if layout is None:
+            layout = self._layouts[window] = _Layout(
+                _decode_groups(self._metadata, self._dtype, window),
+                _prefill_chunks(self._metadata, self._dtype, self._num_heads, window),
+            )
+        return layout
 
-def _decode_groups(metadata: AttentionMetadata, dtype: torch.dtype) -> list[_DecodeGroup]:
+    def _weigh(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        rule: AttentionRule,
+        sinks: torch.Tensor | None,
+        *,
+        is_causal: bool = False,
+    ) -> torch.Tensor:
+        """Attention over what is given: [batch, heads, tokens, head_dim] each, and the mask."""
+        if rule.softcap is None and sinks is None:
+            return functional.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=is_causal,
+                scale=rule.scale,
+                enable_gqa=self._is_grouped,
+            )
+        if is_causal:
+            mask = _causal_mask(query.shape[2], key.shape[2], query.device, self._dtype)
+        return _weigh_by_hand(query, key, value, mask, rule, sinks)
+
+
+def _weigh_by_hand(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    rule: AttentionRule,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """What `scaled_dot_product_attention` does not know: capped scores and sinks.
+
+    Source: Gemma Team 2024, arXiv:2408.00118, section 2 (logit soft-capping); Xiao et al. 2023,
+    arXiv:2309.17453 (sinks, learned in gpt-oss).
+    """
+    num_seqs, num_heads, num_queries, head_dim = query.shape
+    num_kv_heads = key.shape[1]
+    # The heads that share keys become rows of one product.
+    grouped = query.reshape(num_seqs, num_kv_heads, -1, head_dim)
+    scores = (grouped @ key.transpose(2, 3)).view(num_seqs, num_heads, num_queries, -1).float()
+    scores *= rule.scale
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    if mask is not None:
+        scores += mask
+    if sinks is None:
+        probabilities = scores.softmax(-1)
+    else:
+        sink_scores = sinks.float().view(1, -1, 1, 1).expand(num_seqs, -1, num_queries, 1)
+        probabilities = torch.cat([scores, sink_scores], -1).softmax(-1)[..., :-1]
+    shared = probabilities.to(value.dtype).reshape(num_seqs, num_kv_heads, -1, key.shape[2])
+    return (shared @ value).view(query.shape)
+
+
+def _decode_groups(
+    metadata: AttentionMetadata, dtype: torch.dtype, window: int | None
+) -> list[_DecodeGroup]:
     """All decodes in one group, or, if that gathers too much, sequences of like length together."""
-    lengths = metadata.host_context_lens[: metadata.num_decode]
+    lengths = [_visible(n, window) for n in metadata.host_context_lens[: metadata.num_decode]]
     if not lengths:
         return []
     if len(lengths) * max(lengths) <= MAX_GATHERED_TOKENS or len(lengths) == 1:
-        return [_decode_group(metadata, dtype, range(len(lengths)), slice(0, len(lengths)))]
+        members: Sequence[int] = range(len(lengths))
+        return [_decode_group(metadata, dtype, members, slice(0, len(lengths)), window)]
     groups = []
     remaining = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     while remaining:
         size = max(1, MAX_GATHERED_TOKENS // lengths[remaining[0]])
         members, remaining = remaining[:size], remaining[size:]
         rows = torch.tensor(members, device=metadata.slot_mapping.device)
-        groups.append(_decode_group(metadata, dtype, members, rows))
+        groups.append(_decode_group(metadata, dtype, members, rows, window))
     return groups
 
 
@@ -143,58 +216,87 @@ def _decode_group(
     dtype: torch.dtype,
     members: Sequence[int],
     rows: slice | torch.Tensor,
+    window: int | None,
 ) -> _DecodeGroup:
-    lengths = [metadata.host_context_lens[index] for index in members]
-    longest = max(lengths)
-    slots = _context_slots(metadata.block_tables[rows], metadata.block_size, longest)
+    lengths = [_visible(metadata.host_context_lens[index], window) for index in members]
+    most = max(lengths)
+    context_lens = metadata.context_lens[rows].long().unsqueeze(1)
+    positions = torch.arange(most, device=context_lens.device)
+    if window is None:
+        is_padding = positions >= context_lens
+    else:
+        is_padding = positions >= context_lens.clamp(max=window)
+        # Each sequence's keys begin where its window does.
+        positions = positions + (context_lens - window).clamp(min=0)
+    slots = _slots(metadata.block_tables[rows], metadata.block_size, positions)
     mask = None
-    if min(lengths) < longest:
-        positions = torch.arange(longest, device=slots.device)
-        is_padding = positions >= metadata.context_lens[rows].unsqueeze(1)
+    if min(lengths) < most:
         slots = slots.masked_fill(is_padding, 0)
         mask = _additive(is_padding, dtype)[:, None, None, :]
     return _DecodeGroup(rows, len(lengths), slots.flatten(), mask)
 
 
 def _prefill_chunks(
-    metadata: AttentionMetadata, dtype: torch.dtype, num_heads: int
+    metadata: AttentionMetadata, dtype: torch.dtype, num_heads: int, window: int | None
 ) -> list[_PrefillChunk]:
     chunks = []
     begin = metadata.num_decode
+    device = metadata.slot_mapping.device
     for index in range(metadata.num_decode, len(metadata.query_lens)):
         num_queries = metadata.query_lens[index]
         context_len = metadata.host_context_lens[index]
-        if num_queries == context_len and num_heads * context_len**2 <= MAX_ATTENTION_SCORES:
-            chunks.append(_PrefillChunk(slice(begin, begin + num_queries), None, None))
+        is_alone = num_queries == context_len and num_heads * context_len**2 <= MAX_ATTENTION_SCORES
+        if is_alone:
+            mask = None
+            if window is not None and context_len > window:
+                mask = _causal_mask(num_queries, context_len, device, dtype, window)
+            chunks.append(_PrefillChunk(slice(begin, begin + num_queries), None, mask))
         else:
             table = metadata.block_tables[index : index + 1]
-            slots = _context_slots(table, metadata.block_size, context_len).flatten()
             # A long context is met by few queries at a time, so that the scores stay bounded.
             step = max(1, MAX_ATTENTION_SCORES // (num_heads * context_len))
             for first in range(0, num_queries, step):
                 last = min(first + step, num_queries)
-                visible_len = context_len - num_queries + last
-                mask = _causal_mask(last - first, visible_len, slots.device, dtype)
-                rows = slice(begin + first, begin + last)
-                chunks.append(_PrefillChunk(rows, slots[:visible_len], mask))
+                end = context_len - num_queries + last
+                num_keys = _visible(end, None if window is None else window + last - first - 1)
+                positions = torch.arange(end - num_keys, end, device=device).unsqueeze(0)
+                slots = _slots(table, metadata.block_size, positions).flatten()
+                mask = _causal_mask(last - first, num_keys, device, dtype, window)
+                chunks.append(_PrefillChunk(slice(begin + first, begin + last), slots, mask))
         begin += num_queries
     return chunks
 
 
-def _context_slots(block_tables: torch.Tensor, block_size: int, context_len: int) -> torch.Tensor:
-    """The slots of the first `context_len` positions: [num_seqs, context_len], int64."""
-    num_blocks = -(-context_len // block_size)
-    first_slots = block_tables[:, :num_blocks].long() * block_size
-    offsets = torch.arange(block_size, device=block_tables.device)
-    return (first_slots.unsqueeze(2) + offsets).flatten(1)[:, :context_len]
+def _visible(context_len: int, window: int | None) -> int:
+    return context_len if window is None else min(context_len, window)
+
+
+def _slots(block_tables: torch.Tensor, block_size: int, positions: torch.Tensor) -> torch.Tensor:
+    """Where the tokens at some positions lie: [num_seqs, num_positions], int64.
+
+    Args:
+        positions: [num_seqs, num_positions], or [num_positions] for all; past the end of a block
+            table they count as its last entry's.
+    """
+    positions = positions.expand(len(block_tables), -1)
+    indices = (positions // block_size).clamp(max=block_tables.shape[1] - 1)
+    return block_tables.long().gather(1, indices) * block_size + positions % block_size
 
 
 def _causal_mask(
-    num_queries: int, context_len: int, device: torch.device, dtype: torch.dtype
+    num_queries: int,
+    num_keys: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    window: int | None = None,
 ) -> torch.Tensor:
-    """For queries that are the last of the context."""
-    queries = torch.arange(context_len - num_queries, context_len, device=device)
-    return _additive(torch.arange(context_len, device=device) > queries.unsqueeze(1), dtype)
+    """For queries that are the last of the keys."""
+    queries = torch.arange(num_keys - num_queries, num_keys, device=device).unsqueeze(1)
+    keys = torch.arange(num_keys, device=device)
+    is_hidden = keys > queries
+    if window is not None:
+        is_hidden |= keys <= queries - window
+    return _additive(is_hidden, dtype)
 
 
 def _additive(is_hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

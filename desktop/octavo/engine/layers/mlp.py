@@ -7,8 +7,15 @@ from torch.nn import functional
 from octavo.engine.layers.linear import FusedLinear, Linear
 
 
+def activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
+    """Applies `silu` or `gelu_tanh`."""
+    if activation == "gelu_tanh":
+        return functional.gelu(gate, approximate="tanh")
+    return functional.silu(gate)
+
+
 class GatedMLP(nn.Module):
-    """SwiGLU: silu(gate(x)) * up(x), projected back.
+    """Gated linear unit: activation(gate(x)) * up(x), projected back.
 
     Source: Shazeer 2020, arXiv:2002.05202.
     """
@@ -18,11 +25,13 @@ class GatedMLP(nn.Module):
         hidden_size: int,
         intermediate_size: int,
         *,
+        activation: str = "silu",
         bias: bool = False,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         super().__init__()
+        self._activation = activation
         self._gate_up = FusedLinear(
             hidden_size,
             (intermediate_size, intermediate_size),
@@ -38,5 +47,5 @@ class GatedMLP(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden_size], type kept."""
         gate, up = self._gate_up(hidden).chunk(2, dim=-1)
-        projected: torch.Tensor = self.down_proj(functional.silu(gate) * up)
+        projected: torch.Tensor = self.down_proj(activate(gate, self._activation) * up)
         return projected

@@ -20,9 +20,12 @@ class RotaryEmbedding(nn.Module):
 
     freq_factors: nn.Parameter | None
 
-    def __init__(self, rope: RopeConfig, *, device: torch.device) -> None:
+    def __init__(self, rope: RopeConfig, *, max_model_len: int, device: torch.device) -> None:
+        """Args:
+        max_model_len: decides between longrope's lists, once: cached keys must not change theirs.
+        """
         super().__init__()
-        self._inverse_frequencies = _scaled_frequencies(rope).to(device)
+        self._inverse_frequencies = _scaled_frequencies(rope, max_model_len).to(device)
         self._magnitude = rope.attn_factor
         # Divisors of the frequencies that some checkpoints carry as a tensor.
         self.freq_factors = None
@@ -59,7 +62,7 @@ def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> t
     return rotated
 
 
-def _scaled_frequencies(rope: RopeConfig) -> torch.Tensor:
+def _scaled_frequencies(rope: RopeConfig, max_model_len: int) -> torch.Tensor:
     """Inverse frequencies: [rotary_dim / 2], float32."""
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
     frequencies = 1.0 / rope.theta**exponents
@@ -72,6 +75,11 @@ def _scaled_frequencies(rope: RopeConfig) -> torch.Tensor:
             return _llama3_frequencies(frequencies, rope)
         case "yarn":
             return _yarn_frequencies(frequencies, rope)
+        case "longrope":
+            assert rope.original_max_position is not None
+            is_long = max_model_len > rope.original_max_position
+            divisors = rope.long_divisors if is_long else rope.short_divisors
+            return frequencies / torch.tensor(divisors, dtype=torch.float32)
         case _:
             raise AssertionError(f"rope scaling {rope.scaling!r} was let through")
 
@@ -99,10 +107,11 @@ def _yarn_frequencies(frequencies: torch.Tensor, rope: RopeConfig) -> torch.Tens
         wavelength = original_max_position / (num_turns * 2 * math.pi)
         return rope.rotary_dim * math.log(wavelength) / (2 * math.log(rope.theta))
 
-    low = max(math.floor(channel_with(rope.beta_fast, rope.original_max_position)), 0)
-    high = min(
-        math.ceil(channel_with(rope.beta_slow, rope.original_max_position)), rope.rotary_dim - 1
-    )
+    low = channel_with(rope.beta_fast, rope.original_max_position)
+    high = channel_with(rope.beta_slow, rope.original_max_position)
+    if rope.is_truncated:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.rotary_dim - 1)
     channels = torch.arange(rope.rotary_dim // 2, dtype=torch.float32)
     ramp = ((channels - low) / max(high - low, 0.001)).clamp(0.0, 1.0)
     return frequencies / rope.factor * ramp + frequencies * (1 - ramp)

@@ -11,6 +11,7 @@ from octavo.engine.layers.embedding import Embedding
 from octavo.engine.layers.layernorm import RMSNorm
 from octavo.engine.layers.linear import Linear
 from octavo.engine.layers.mlp import GatedMLP
+from octavo.engine.layers.moe import MoE
 from octavo.engine.layers.rotary_embedding import RotaryEmbedding
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
@@ -20,29 +21,38 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class DecoderLayer(nn.Module):
-    """Attention and feed-forward, each behind a norm and added to the residual stream."""
+    """Attention and feed-forward, each with its norms and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    mlp: GatedMLP | MoE
+
+    def __init__(
+        self, config: ModelConfig, layer: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(
-            config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device
-        )
-        self.self_attn = Attention(
-            hidden_size=config.hidden_size,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            bias=config.attention_bias,
-            output_bias=config.attention_output_bias,
-            dtype=dtype,
-            device=device,
-        )
-        self.post_attention_layernorm = RMSNorm(
-            config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device
-        )
-        self.mlp = GatedMLP(
-            config.hidden_size, config.intermediate_size, dtype=dtype, device=device
-        )
+
+        def norm() -> RMSNorm:
+            return _norm(config, dtype, device)
+
+        self._residual_scale = config.residual_scale
+        placement = config.norm_placement
+        self.input_layernorm = norm() if placement != "after" else None
+        self.self_attn = Attention(config, layer, dtype=dtype, device=device)
+        # Checkpoints call the norm before the feed-forward by this name where it is the only one.
+        self.post_attention_layernorm = norm()
+        self.pre_feedforward_layernorm = norm() if placement == "around" else None
+        self.post_feedforward_layernorm = norm() if placement != "before" else None
+        self._norms_after = placement != "before"
+        if config.moe is not None and layer not in config.moe.dense_layers:
+            self.mlp = MoE(config, dtype=dtype, device=device)
+        else:
+            self.mlp = GatedMLP(
+                config.hidden_size,
+                config.intermediate_size,
+                activation=config.activation,
+                bias=config.mlp_bias,
+                dtype=dtype,
+                device=device,
+            )
 
     def forward(
         self,
@@ -53,26 +63,59 @@ class DecoderLayer(nn.Module):
         step: AttentionStep,
     ) -> torch.Tensor:
         """[num_tokens, hidden_size], type kept."""
-        hidden = hidden + self.self_attn(
-            self.input_layernorm(hidden), rotation, key_cache, value_cache, step
-        )
-        residual: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
-        return residual
+        inputs = hidden if self.input_layernorm is None else self.input_layernorm(hidden)
+        attended = self.self_attn(inputs, rotation, key_cache, value_cache, step)
+        if self._norms_after:
+            attended = self.post_attention_layernorm(attended)
+        hidden = torch.add(hidden, attended, alpha=self._residual_scale)
+        inputs = hidden
+        if not self._norms_after:
+            inputs = self.post_attention_layernorm(hidden)
+        elif self.pre_feedforward_layernorm is not None:
+            inputs = self.pre_feedforward_layernorm(hidden)
+        fed = self.mlp(inputs)
+        if self.post_feedforward_layernorm is not None:
+            fed = self.post_feedforward_layernorm(fed)
+        return torch.add(hidden, fed, alpha=self._residual_scale)
+
+
+def _norm(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> RMSNorm:
+    return RMSNorm(
+        config.hidden_size,
+        config.rms_norm_eps,
+        offset=config.norm_offset,
+        in_float32=config.norm_in_float32,
+        dtype=dtype,
+        device=device,
+    )
 
 
 class DecoderStack(nn.Module):
     """Embedding, layers and the last norm: what checkpoints call `model`."""
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, *, max_model_len: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__()
         self.embed_tokens = Embedding(
-            config.vocab_size, config.hidden_size, dtype=dtype, device=device
+            config.vocab_size,
+            config.hidden_size,
+            scale=config.embedding_scale,
+            dtype=dtype,
+            device=device,
         )
-        self.rotary_emb = RotaryEmbedding(config.rope, device=device)
+        self.rotary_emb = RotaryEmbedding(config.rope, max_model_len=max_model_len, device=device)
+        self._local_rotary_emb = None
+        if config.local_rope is not None:
+            self._local_rotary_emb = RotaryEmbedding(
+                config.local_rope, max_model_len=max_model_len, device=device
+            )
+        self._has_window = [config.window(layer) is not None for layer in range(config.num_layers)]
         self.layers = nn.ModuleList(
-            DecoderLayer(config, dtype=dtype, device=device) for _ in range(config.num_layers)
+            DecoderLayer(config, layer, dtype=dtype, device=device)
+            for layer in range(config.num_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device)
+        self.norm = _norm(config, dtype, device)
 
     def forward(
         self,
@@ -83,11 +126,14 @@ class DecoderStack(nn.Module):
     ) -> torch.Tensor:
         """[num_tokens, hidden_size], normalised."""
         hidden = self.embed_tokens(token_ids)
-        rotation = self.rotary_emb(positions)
-        for layer, key_cache, value_cache in zip(
-            self.layers, kv_cache.keys, kv_cache.values, strict=True
+        rotation = local_rotation = self.rotary_emb(positions)
+        if self._local_rotary_emb is not None:
+            local_rotation = self._local_rotary_emb(positions)
+        for layer, has_window, key_cache, value_cache in zip(
+            self.layers, self._has_window, kv_cache.keys, kv_cache.values, strict=True
         ):
-            hidden = layer(hidden, rotation, key_cache, value_cache, step)
+            turned = local_rotation if has_window else rotation
+            hidden = layer(hidden, turned, key_cache, value_cache, step)
         normalised: torch.Tensor = self.norm(hidden)
         return normalised
 
@@ -97,9 +143,13 @@ class Decoder(nn.Module):
 
     lm_head: Linear | None
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, *, max_model_len: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__()
-        self.model = DecoderStack(config, dtype=dtype, device=device)
+        self._softcap = config.final_softcap
+        self._logits_scale = config.logits_scale
+        self.model = DecoderStack(config, max_model_len=max_model_len, dtype=dtype, device=device)
         # Tied models project with the embedding; then there is no such parameter to load.
         self.lm_head = None
         if not config.tie_word_embeddings:
@@ -132,7 +182,12 @@ class Decoder(nn.Module):
             logits: torch.Tensor = self.lm_head(hidden)
         else:
             logits = functional.linear(hidden, self.model.embed_tokens.weight)
-        return logits.float()
+        logits = logits.float()
+        if self._logits_scale != 1.0:
+            logits *= self._logits_scale
+        if self._softcap is not None:
+            logits = self._softcap * torch.tanh(logits / self._softcap)
+        return logits
 
 
 def build_model(config: ModelConfig, plan: MemoryPlan) -> Decoder:
@@ -143,7 +198,10 @@ def build_model(config: ModelConfig, plan: MemoryPlan) -> Decoder:
     """
     try:
         return Decoder(
-            config, dtype=DTYPES[plan.dtype], device=torch.device(plan.device.torch_name)
+            config,
+            max_model_len=plan.max_model_len,
+            dtype=DTYPES[plan.dtype],
+            device=torch.device(plan.device.torch_name),
         )
     except RuntimeError as error:  # torch has one class for this on the GPU, none on the CPU.
         raise InsufficientMemoryError(

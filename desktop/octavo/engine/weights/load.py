@@ -1,6 +1,5 @@
 """Loads a checkpoint into a module's parameters."""
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from octavo.checkpoint.folder import FolderHeader
 from octavo.checkpoint.header import CheckpointHeader
 from octavo.engine.model_config import ModelConfig
+from octavo.engine.weights.destinations import Destinations
 from octavo.engine.weights.gguf import GGUFWeights
 from octavo.engine.weights.pieces import CheckpointWeights
 from octavo.engine.weights.safetensors import SafetensorsWeights
@@ -32,9 +32,8 @@ def load_weights(
         StorageError: the file cannot be read.
         JobCancelled: `control` was cancelled.
     """
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     weights = _weights_of(header, config)
-    _check_names(parameters, weights, header)
+    destinations = _find_destinations(Destinations(model), weights, header)
     # Each thread unpacks a weight of its own, alone: torch's threads, which share one operation,
     # meet ten times for each slab, and where other programs keep the cores busy each meeting
     # costs milliseconds. The number of threads is partly global, so it is put back at the end.
@@ -44,8 +43,8 @@ def load_weights(
     )
     try:
         futures = {
-            name: executor.submit(weights.read_into, name, parameters[name])
-            for name in weights.tensors
+            name: executor.submit(weights.read_into, name, destination)
+            for name, destination in destinations.items()
         }
         total_bytes = sum(tensor.num_bytes for tensor in weights.tensors.values())
         done_bytes = 0
@@ -65,21 +64,25 @@ def _weights_of(header: CheckpointHeader, config: ModelConfig) -> CheckpointWeig
     return GGUFWeights(header, config)
 
 
-def _check_names(
-    parameters: Mapping[str, Tensor], weights: CheckpointWeights, header: CheckpointHeader
-) -> None:
-    for name in parameters:
-        if name not in weights.tensors:
-            raise CheckpointError(
-                f"{header.path.name} has no weights for {name!r}: it is incomplete.",
-                path=header.path,
-                tensor=name,
-                hint="Download the file again, or another conversion of this model.",
-            )
+def _find_destinations(
+    destinations: Destinations, weights: CheckpointWeights, header: CheckpointHeader
+) -> dict[str, Tensor]:
+    """Where each tensor goes; every piece of the model is filled, and nothing is left over."""
+    for name in destinations.missing(weights.tensors):
+        raise CheckpointError(
+            f"{header.path.name} has no weights for {name!r}: it is incomplete.",
+            path=header.path,
+            tensor=name,
+            hint="Download the file again, or another conversion of this model.",
+        )
+    found = {}
     for name, tensor in weights.tensors.items():
-        if name not in parameters:
+        destination = destinations.find(name)
+        if destination is None:
             raise UnsupportedModelError(
                 f"{header.path.name} has the tensor {tensor.name!r}, "
                 "for which this model has no place.",
                 hint="Choose another conversion of this model.",
             )
+        found[name] = destination
+    return found
