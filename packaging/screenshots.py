@@ -27,7 +27,8 @@ from octavo.paths import AppPaths
 from octavo.ui.application import make_application
 from octavo.ui.chat.conversation_list import ConversationList
 from octavo.ui.event_loop import OctavoLoop
-from octavo.ui.main_window import CHAT, MODELS, MONITOR, SERVER, SETTINGS, MainWindow
+from octavo.ui.main_window import MainWindow
+from octavo.ui.pages import CHAT, MODELS, MONITOR, SERVER, SETTINGS
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController, ThemeMode
 

@@ -18,6 +18,17 @@ def starter_model() -> Path:
     return pull(load_catalog(resources_dir())["starter"], cache, cache, JobControl())
 
 
+@pytest.fixture(autouse=True)
+def no_hub_of_this_person(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test sees the models or the token of whoever runs it, or asks their keyring."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path_factory.getbasetemp() / "no-hub-cache"))
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+    for variable in ("HF_TOKEN", "HF_ENDPOINT"):
+        monkeypatch.delenv(variable, raising=False)
+
+
 @pytest.fixture
 def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AppPaths:
     """Folders of this test alone; child processes find them through the environment."""

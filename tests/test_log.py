@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from octavo import log
-from octavo.log import setup_logging
+from octavo.log import LogTail, log_file, read_log_tail, setup_logging
 
 logger = logging.getLogger("octavo.somewhere")
 
@@ -118,3 +118,26 @@ def test_no_terminal_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "stderr", None)
     setup_logging(tmp_path / "logs" / "octavo.log")
     logger.warning("something")
+
+
+def test_the_tail_is_bounded_and_begins_with_a_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "octavo.log"
+    path.write_bytes(b"".join(b"line %d\n" % number for number in range(1000)))
+    tail = LogTail(path, 100)
+    lines = tail.read()
+    assert lines[-1] == "line 999"
+    assert all(line.startswith("line ") for line in lines)
+    assert sum(map(len, lines)) <= 100
+    assert tail.read() == []
+
+
+def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "octavo.log"
+    assert read_log_tail(path, 3) == []
+    path.write_text("a\nb\nc\nd\n", encoding="utf-8")
+    assert read_log_tail(path, 3) == ["b", "c", "d"]
+
+
+def test_the_file_in_use_is_known(tmp_path: Path) -> None:
+    setup_logging(tmp_path / "octavo.log")
+    assert log_file() == tmp_path / "octavo.log"

@@ -36,6 +36,7 @@ CHANGED = Settings(
     engine=EngineSettings(
         device="cuda:1",
         dtype="float32",
+        kv_dtype="int8",
         max_num_seqs=8,
         max_num_batched_tokens=256,
         max_model_len=4096,

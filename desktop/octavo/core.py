@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octavo.chats.store import ChatStore
 from octavo.engine.checkpoint_parts import read_model_config
@@ -13,14 +13,20 @@ from octavo.engine.config import EngineConfig
 from octavo.errors import OctavoError
 from octavo.host import ModelHost
 from octavo.hub.catalog import CatalogEntry, load_catalog
+from octavo.hub.download_queue import DownloadQueue
+from octavo.hub.hub_cache import HubCache, default_hub_cache_dir
 from octavo.hub.library import ModelLibrary
-from octavo.monitor.machine import MachineProbe
-from octavo.monitor.sampler import Sampler
+from octavo.hub.token_store import TokenStore
 from octavo.paths import AppPaths, resources_dir
 from octavo.running import RunningModels
 from octavo.server.address import ServerAddress
-from octavo.server.thread import ServerThread
-from octavo.settings import SettingsStore
+from octavo.settings import Settings, SettingsStore
+
+if TYPE_CHECKING:
+    # What the first paint can do without is loaded when it is wanted.
+    from octavo.hub.hugging_face import HuggingFace
+    from octavo.monitor.sampler import Sampler
+    from octavo.server.thread import ServerThread
 
 
 class Core:
@@ -43,8 +49,12 @@ class Core:
             self.settings_error = error
         self.starter: CatalogEntry = load_catalog(resources_dir())["starter"]
         self.library = ModelLibrary(
-            self._model_folders, starter=self.starter, check=read_model_config
+            self._model_folders,
+            hub_caches=self._hub_caches,
+            starter=self.starter,
+            check=read_model_config,
         )
+        self.tokens = TokenStore(paths.token_file)
         self.host = ModelHost(self._engine_config, RunningModels(paths.run_dir))
 
     @cached_property
@@ -53,19 +63,57 @@ class Core:
         return ChatStore(self.paths.chats_file)
 
     @cached_property
-    def server(self) -> ServerThread:
+    def downloads(self) -> DownloadQueue:
+        """Models of the hub on their way; nothing runs before its `start`."""
+        from octavo.hub.queue_transfer import QueueTransfer
+
+        transfer = QueueTransfer(
+            self.hub,
+            lambda: self.hub_cache,
+            check=read_model_config,
+            looks_dir=self.paths.cache_dir,
+        )
+        downloads = DownloadQueue(
+            self.paths.downloads_file,
+            transfer,
+            is_offline=lambda: self.settings.value.hub.is_offline,
+        )
+        downloads.finished.connect(lambda _: self.library.changed.emit(None))
+        hub_before = self.settings.value.hub
+
+        def on_settings(settings: Settings) -> None:
+            nonlocal hub_before
+            if settings.hub != hub_before:
+                hub_before = settings.hub
+                downloads.refresh()
+
+        self.settings.changed.connect(on_settings)
+        return downloads
+
+    @cached_property
+    def server(self) -> "ServerThread":
         """The endpoint for other programs; off until `start_server`."""
+        from octavo.server.thread import ServerThread
+
         return ServerThread(self.host, self.library)
 
     @cached_property
-    def sampler(self) -> Sampler:
+    def sampler(self) -> "Sampler":
         """Readings of this machine; samples only while somebody listens."""
+        from octavo.monitor.machine import MachineProbe
+        from octavo.monitor.sampler import Sampler
+
         return Sampler(MachineProbe(self.models_dir))
 
     async def start_server(self) -> ServerAddress:
         """Switches the endpoint on as the settings say; raises as `ServerThread.start`."""
         server = self.settings.value.server
-        return await asyncio.to_thread(self.server.start, port=server.port, key=server.api_key)
+        return await asyncio.to_thread(
+            self.server.start,
+            port=server.port,
+            key=server.api_key,
+            allowed_origins=server.allowed_origins,
+        )
 
     async def stop_server(self) -> bool:
         """Switches the endpoint off; False if its thread did not end in time."""
@@ -77,10 +125,35 @@ class Core:
         chosen = self.settings.value.storage.models_dir
         return Path(chosen).expanduser() if chosen else self.paths.models_dir
 
+    @property
+    def hub_cache(self) -> HubCache:
+        """Where models of the hub go: the cache that other programs share, or the person's own."""
+        if self.settings.value.storage.models_dir or self.paths.is_one_folder:
+            return HubCache(self.models_dir / "hub")
+        return HubCache(default_hub_cache_dir())
+
+    def hub(self, endpoint: str = "") -> "HuggingFace":
+        """The hub as the settings say. Waits for the keyring; raises as `make_hub`.
+
+        Args:
+            endpoint: goes before the settings'.
+        """
+        hub = self.settings.value.hub
+        from octavo.hub.hub_access import make_hub
+
+        return make_hub(
+            self.tokens,
+            endpoint=endpoint or hub.endpoint,
+            proxy=hub.proxy,
+            is_offline=hub.is_offline,
+        )
+
     async def close(self) -> bool:
-        """Ends the endpoint, the engine, then the database; False if the engine thread is stuck."""
+        """Ends downloads, endpoint, engine, then the database; False if the engine is stuck."""
+        if "downloads" in self.__dict__:
+            await self.downloads.close()
         if "server" in self.__dict__:
-            # First: clients are to hear why their answers end.
+            # Before the engine: clients are to hear why their answers end.
             await self.stop_server()
         if "sampler" in self.__dict__:
             await asyncio.to_thread(self.sampler.close)
@@ -92,6 +165,12 @@ class Core:
     def _model_folders(self) -> Sequence[Path]:
         extra = self.settings.value.storage.extra_folders
         return [self.models_dir, *(Path(folder).expanduser() for folder in extra)]
+
+    def _hub_caches(self) -> Sequence[Path]:
+        caches = [self.hub_cache.root]
+        if self.settings.value.storage.shows_hub_cache:
+            caches.append(default_hub_cache_dir())
+        return caches
 
     def _engine_config(self) -> EngineConfig:
         """The engine's section of the settings; raises InvalidSettingsError."""

@@ -11,9 +11,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from octavo.checkpoint.header import read_checkpoint
-from octavo.engine.chat_template import ChatTemplate
+from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.engine.checkpoint_parts import (
     read_chat_template,
     read_model_config,
@@ -27,12 +27,15 @@ from octavo.engine.model_config import ModelConfig
 from octavo.engine.request import EngineStats, GenerationDelta, GenerationRequest
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.thread import EngineThread, SteppedEngine
-from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import ChatTemplateError, EngineClosedError, OctavoError
 from octavo.events import Event
 from octavo.hub.library import LibraryModel
 from octavo.jobs import JobControl, Progress
 from octavo.running import RunningModels
+
+if TYPE_CHECKING:
+    from octavo.engine.chat_template import ChatTemplate
+    from octavo.engine.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +68,8 @@ class _TextSide:
     """What turns messages into token ids; read-only, for any thread."""
 
     config: ModelConfig
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate | None
+    tokenizer: "Tokenizer"
+    chat_template: "ChatTemplate | None"
     chat_template_error: ChatTemplateError | None
 
 
@@ -138,7 +141,7 @@ class ModelHost:
         return EngineStats() if loaded is None else loaded.thread.stats
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
         """Raises EngineClosedError while no model is loaded."""
         return self._require().text.tokenizer
 
@@ -157,9 +160,17 @@ class ModelHost:
         Raises:
             ModelError: the file is damaged or of a kind Octavo does not run.
         """
+        return self.plan_header(read_checkpoint(model.path))
+
+    def plan_header(self, header: CheckpointHeader) -> MemoryPlan:
+        """Predicts what loading a model of this header takes, as of one still on the hub.
+
+        Raises:
+            ModelError: it is of a kind Octavo does not run.
+        """
         config = self._engine_config()
         device = choose_device(config, self._devices())
-        return plan_memory(read_model_config(read_checkpoint(model.path)), config, device)
+        return plan_memory(read_model_config(header), config, device)
 
     async def load(self, model: LibraryModel) -> None:
         """Unloads what is loaded and loads this model. Cancelling the task cancels the load.

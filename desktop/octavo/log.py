@@ -1,10 +1,11 @@
-"""Sets the log up: one rotating file, one format. Prompts, replies and keys are never logged.
+"""Sets the log up and reads its end: one rotating file, one format; never a prompt, reply or key.
 
 Modules log through `logging.getLogger(__name__)`; what they log are events and numbers, and the
 cause of an error, never the text of a conversation.
 """
 
 import logging
+import os
 import sys
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -95,3 +96,53 @@ def _unwritable_record(path: Path, error: OSError) -> logging.LogRecord:
         (path, error.strerror or error),
         None,
     )
+
+
+def log_file() -> Path | None:
+    """The file that records go to; None where the log was not set up or cannot be written."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _LogFile):
+            return Path(handler.baseFilename)
+    return None
+
+
+class LogTail:
+    """Reads the end of a log file, and then what is added to it; of a long file only the last part.
+
+    `read` blocks for the disk and is called by one worker at a time.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        """Args:
+        max_bytes: read at once at most, however much was written meanwhile.
+        """
+        self._path = path
+        self._max_bytes = max_bytes
+        self._inode = 0
+        self._offset = 0
+        self._rest = b""
+
+    def read(self) -> list[str]:
+        """The whole lines that are new since the last call; after a rotation, of the new file."""
+        try:
+            with self._path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self._inode, self._offset, self._rest = status.st_ino, 0, b""
+                skips = status.st_size - self._offset > self._max_bytes
+                if skips:
+                    self._offset, self._rest = status.st_size - self._max_bytes, b""
+                file.seek(self._offset)
+                block = file.read(self._max_bytes)
+        except FileNotFoundError:
+            return []
+        self._offset += len(block)
+        lines = (self._rest + block).split(b"\n")
+        self._rest = lines.pop()[-self._max_bytes :]
+        # Where something was skipped, the first line has lost its beginning.
+        return [line.decode("utf-8", "replace") for line in (lines[1:] if skips else lines)]
+
+
+def read_log_tail(path: Path, num_lines: int, max_bytes: int = 64 * 1024) -> list[str]:
+    """The last lines of a log file; fewer where they are long, none where there is no file."""
+    return LogTail(path, max_bytes).read()[-num_lines:]

@@ -17,6 +17,8 @@ class AppPaths:
     data_dir: Path
     cache_dir: Path
     run_dir: Path
+    is_one_folder: bool = False
+    """Whether all lies below one root, so that nothing is to lie elsewhere."""
 
     @classmethod
     def default(cls) -> "AppPaths":
@@ -34,7 +36,7 @@ class AppPaths:
     @classmethod
     def below(cls, root: Path) -> "AppPaths":
         """All folders below one root: tests and portable installations."""
-        return cls(root / "config", root / "data", root / "cache", root / "run")
+        return cls(root / "config", root / "data", root / "cache", root / "run", is_one_folder=True)
 
     @property
     def settings_file(self) -> Path:
@@ -43,6 +45,14 @@ class AppPaths:
     @property
     def models_dir(self) -> Path:
         return self.data_dir / "models"
+
+    @property
+    def downloads_file(self) -> Path:
+        return self.data_dir / "downloads.json"
+
+    @property
+    def token_file(self) -> Path:
+        return self.config_dir / "hub-token"
 
     @property
     def chats_file(self) -> Path:

@@ -251,10 +251,6 @@ def test_damaged_files_are_refused_in_little_memory(
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
         (file_bytes(tensors=[tensor("a", kind=99)]), "type number 99"),
         (file_bytes(tensors=[tensor("a", kind=4)]), "type number 4"),
-        (
-            file_bytes(pairs=[ARCHITECTURE, pair("split.count", 2, struct.pack("<H", 3))]),
-            "split into 3 files",
-        ),
     ],
 )
 def test_what_octavo_cannot_read_is_said(tmp_path: Path, content: bytes, problem: str) -> None:

@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from octavo.engine.device import Device
+from octavo.host import ModelHost
 from octavo.paths import AppPaths
+from octavo.settings import Hub, SettingsStore
 from tests.cli.conftest import Cli
 from tests.hub.hub_server import TOKEN, HubServer, Repo, serving_hub
 from tests.support.gguf_files import write_gguf, write_tiny_llama
@@ -31,8 +35,9 @@ def test_search_prints_a_table_and_json(cli: Cli, hub: HubServer) -> None:
     outcome = cli("search", "gguf")
     assert outcome.status == 0
     header, *rows = outcome.out.splitlines()
-    assert header.split()[:3] == ["NAME", "PARAMETERS", "ARCHITECTURE"]
-    assert rows[0].split() == ["acme/Tiny-GGUF", "135M", "llama", "1.0K", "5", "open"]
+    assert header.split()[:4] == ["NAME", "KIND", "PARAMETERS", "ARCHITECTURE"]
+    shown = ["acme/Tiny-GGUF", "gguf", "135M", "llama", "1.0K", "5", "2026-05-01", "open"]
+    assert rows[0].split() == shown
     assert rows[1].split()[-1] == "gated"
     listed = json.loads(cli("search", "tiny", "--json").out)
     assert [model["repository"] for model in listed] == ["acme/Tiny-GGUF"]
@@ -40,14 +45,67 @@ def test_search_prints_a_table_and_json(cli: Cli, hub: HubServer) -> None:
     assert "1 to 100" in cli("search", "x", "--limit", "0").err
 
 
-def test_pull_then_list(cli: Cli, hub: HubServer, paths: AppPaths) -> None:
+def test_pull_then_list_then_remove(cli: Cli, hub: HubServer, paths: AppPaths) -> None:
     outcome = cli("pull", "acme/Tiny-GGUF")
-    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.status == 0
+    assert "It fits on" in outcome.err
+    assert "tokens of conversation" in outcome.err
     assert outcome.out.startswith("tiny-q8_0 is ready: ")
-    assert (paths.models_dir / "acme" / "Tiny-GGUF" / "tiny-Q8_0.gguf").is_file()
-    assert "tiny-q8_0" in cli("list").out
+    cache = paths.models_dir / "hub" / "models--acme--Tiny-GGUF"
+    (entry,) = cache.glob("snapshots/*/tiny-Q8_0.gguf")
+    assert entry.is_symlink()
+    assert "acme/Tiny-GGUF" in cli("list").out
     again = cli("pull", f"{hub.url}/acme/Tiny-GGUF/blob/main/tiny-Q8_0.gguf")
     assert "was here already" in again.err
+    assert "are free again" in cli("rm", "tiny-q8_0").out
+    assert "No models yet" in cli("list").out
+
+
+def test_what_can_never_fit_is_refused_before_it_is_downloaded(
+    cli: Cli, hub: HubServer, paths: AppPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Device("cpu", 0, "a toaster", total_bytes=1 << 20, free_bytes=1 << 19)
+    monkeypatch.setattr("octavo.core.ModelHost", partial(ModelHost, devices=lambda: [small]))
+    outcome = cli("pull", "acme/Tiny-GGUF")
+    assert outcome.status == 1
+    assert "It can never fit on a toaster" in outcome.err
+    assert "--force" in outcome.err
+    assert not any((paths.models_dir / "hub").rglob("*.gguf"))
+    forced = cli("pull", "acme/Tiny-GGUF", "--force")
+    assert forced.status == 0
+    assert "It does not fit on a toaster now" in forced.err
+
+
+def test_the_settings_name_the_hub_and_offline_asks_none(
+    cli: Cli, hub: HubServer, paths: AppPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    settings = SettingsStore(paths.settings_file)
+    settings.update(hub=Hub(endpoint=hub.url))
+    assert "acme/Tiny-GGUF" in cli("search", "tiny").out
+    settings.update(hub=Hub(endpoint=hub.url, is_offline=True))
+    outcome = cli("search", "tiny")
+    assert outcome.status == 1
+    assert "offline by its settings" in outcome.err
+
+
+def test_kinds_and_orders(cli: Cli, hub: HubServer) -> None:
+    assert cli("search", "x", "--kind", "pickle").status == 2
+    assert "no model in safetensors" in cli("search", "no", "--kind", "safetensors").out
+    assert cli("search", "tiny", "--sort", "likes").status == 0
+
+
+def test_import_and_rm_of_a_link(cli: Cli, paths: AppPaths, tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "Mine.gguf")
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF")
+    outcome = cli("import", broken, model)
+    assert outcome.status == 1
+    assert "broken.gguf" in outcome.err
+    assert outcome.out == f"mine is in the library; its files stay at {model}.\n"
+    assert "in the library already, as mine" in cli("import", model).out
+    assert cli("rm", "mine").out == (f"The link to mine is deleted; the model stays at {model}.\n")
+    assert model.is_file()
 
 
 def test_the_endpoint_option_goes_before_the_environment(

@@ -1,15 +1,18 @@
 """A model without weights whose every token depends on every slot of the cache it should read.
 
-It writes one number per token into a simulated KV cache and reads the context back through the
-block table only. A block shared wrongly, handed out too early, not copied or written at the wrong
-slot therefore shows as a wrong token, and `continue_alone` says without any cache what is right.
+It writes one number per token and KV group into a simulated KV cache and reads the context back
+through the block tables only. A block shared wrongly, handed out too early, not copied, given up
+while a window still sees it, or written at the wrong slot therefore shows as a wrong token, and
+`continue_alone` says without any cache what is right.
 """
 
 import random
 from collections import Counter
 from collections.abc import Iterable
 
-from octavo.engine.block_manager import NULL_BLOCK, BlockManager
+from octavo.engine.block_manager import BlockManager
+from octavo.engine.block_pool import NULL_BLOCK
+from octavo.engine.kv_groups import first_visible_block
 from octavo.engine.request import FinishReason
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.scheduler import Scheduler
@@ -19,8 +22,11 @@ VOCAB_SIZE = 40
 STOP_TOKEN = 0
 
 
+Windows = tuple[int | None, ...]
+
+
 def _cached_value(token_id: int, context: Iterable[int]) -> int:
-    """Stands for the keys and values of one token; deep layers' depend on all tokens before."""
+    """Stands for the keys and values of one token; deep layers' depend on all they see."""
     return hash((token_id, *context))
 
 
@@ -28,15 +34,30 @@ def _sample(values: Iterable[int], seed: int) -> int:
     return hash((seed, *values)) % VOCAB_SIZE
 
 
-def continue_alone(prompt: Iterable[int], seed: int, max_tokens: int, longest: int) -> list[int]:
+def _first_seen(position: int, window: int | None) -> int:
+    return 0 if window is None else max(0, position - window + 1)
+
+
+def continue_alone(
+    prompt: Iterable[int],
+    seed: int,
+    max_tokens: int,
+    longest: int,
+    windows: Windows = (None,),
+) -> list[int]:
     """The completion as it must be, whatever else runs; at most `longest` tokens are computed."""
     token_ids = list(prompt)
     values: list[int] = []
     output: list[int] = []
     while True:
         for token_id in token_ids[len(values) :]:
-            values.append(_cached_value(token_id, values))
-        output.append(_sample(values, seed))
+            context = [
+                value for window in windows for value in values[_first_seen(len(values), window) :]
+            ]
+            values.append(_cached_value(token_id, context))
+        last = len(values) - 1
+        seen = [value for window in windows for value in values[_first_seen(last, window) :]]
+        output.append(_sample(seen, seed))
         token_ids.append(output[-1])
         if output[-1] == STOP_TOKEN or len(output) == max_tokens or len(token_ids) > longest:
             return output
@@ -47,7 +68,10 @@ class FakeModel:
 
     def __init__(self, block_manager: BlockManager, *, seed: int = 0) -> None:
         self._block_size = block_manager.block_size
-        self.slots: list[int | None] = [None] * (block_manager.num_blocks * self._block_size)
+        self._windows = block_manager.windows
+        self.slots: list[list[int | None]] = [
+            [None] * (pool.num_blocks * self._block_size) for pool in block_manager.pools
+        ]
         self._random = random.Random(seed)
         self.num_computed_tokens = 0
         self.num_copies = 0
@@ -62,7 +86,7 @@ class FakeModel:
         values = {one.sequence.sequence_id: self._compute(one) for one in order}
         for one in order:
             assert (
-                self._read(one.sequence, one.start + one.num_tokens)
+                self._read(one.sequence, one.start + one.num_tokens - 1)
                 == (values[one.sequence.sequence_id])
             )
         self.num_computed_tokens += batch.num_tokens
@@ -72,47 +96,57 @@ class FakeModel:
             if one.needs_sample
         }
 
-    def _copy_blocks(self, copies: tuple[tuple[int, int], ...]) -> None:
-        sources = {source for source, _ in copies}
-        destinations = [destination for _, destination in copies]
+    def _copy_blocks(self, copies: tuple[tuple[int, int, int], ...]) -> None:
+        sources = {(group, source) for group, source, _ in copies}
+        destinations = [(group, destination) for group, _, destination in copies]
         assert len(set(destinations)) == len(destinations)
         assert not sources & set(destinations)
-        for source, destination in copies:
+        size = self._block_size
+        for group, source, destination in copies:
             self.num_copies += 1
-            for offset in range(self._block_size):
-                self.slots[destination * self._block_size + offset] = self.slots[
-                    source * self._block_size + offset
-                ]
+            slots = self.slots[group]
+            slots[destination * size : (destination + 1) * size] = slots[
+                source * size : (source + 1) * size
+            ]
 
     def _check_written_blocks(self, batch: ScheduledBatch) -> None:
         """A written block stands in one block table of the step, once, and no other is written."""
-        uses = Counter(block_id for one in batch.sequences for block_id in one.sequence.block_table)
-        for one in batch.sequences:
-            first = one.start // self._block_size
-            last = (one.start + one.num_tokens - 1) // self._block_size
-            written = one.sequence.block_table[first : last + 1]
-            assert len(written) == last - first + 1, "a token has no block"
-            assert all(uses[block_id] == 1 for block_id in written)
-            assert NULL_BLOCK not in one.sequence.block_table
+        for group, window in enumerate(self._windows):
+            uses = Counter(
+                block_id for one in batch.sequences for block_id in one.sequence.block_tables[group]
+            )
+            for one in batch.sequences:
+                table = one.sequence.block_tables[group]
+                first = one.start // self._block_size
+                last = (one.start + one.num_tokens - 1) // self._block_size
+                written = table[first : last + 1]
+                assert len(written) == last - first + 1, "a token has no block"
+                assert all(uses[block_id] == 1 for block_id in written)
+                dropped = first_visible_block(one.start - 1, window, self._block_size)
+                assert set(table[:dropped]) <= {NULL_BLOCK}, "a block is held that nobody sees"
 
     def _compute(self, scheduled: ScheduledSequence) -> list[int]:
         sequence = scheduled.sequence
         for position in range(scheduled.start, scheduled.start + scheduled.num_tokens):
-            context = self._read(sequence, position)
+            context = self._read(sequence, position, with_own=False)
             value = _cached_value(sequence.token_ids[position], context)
-            self.slots[self._slot(sequence, position)] = value
-        return self._read(sequence, scheduled.start + scheduled.num_tokens)
+            for group, slots in enumerate(self.slots):
+                slots[self._slot(sequence, group, position)] = value
+        return self._read(sequence, scheduled.start + scheduled.num_tokens - 1)
 
-    def _read(self, sequence: Sequence, num_tokens: int) -> list[int]:
+    def _read(self, sequence: Sequence, position: int, *, with_own: bool = True) -> list[int]:
+        """All that the query at a position sees, group by group."""
         values: list[int] = []
-        for position in range(num_tokens):
-            value = self.slots[self._slot(sequence, position)]
-            assert value is not None, "a slot is read that was never written"
-            values.append(value)
+        for group, window in enumerate(self._windows):
+            for seen in range(_first_seen(position, window), position + with_own):
+                value = self.slots[group][self._slot(sequence, group, seen)]
+                assert value is not None, "a slot is read that was never written"
+                values.append(value)
         return values
 
-    def _slot(self, sequence: Sequence, position: int) -> int:
-        block_id = sequence.block_table[position // self._block_size]
+    def _slot(self, sequence: Sequence, group: int, position: int) -> int:
+        block_id = sequence.block_tables[group][position // self._block_size]
+        assert block_id != NULL_BLOCK, "the null block is read or written"
         return block_id * self._block_size + position % self._block_size
 
 
@@ -129,9 +163,20 @@ class FakeEngine:
         max_model_len: int = 1000,
         enable_prefix_caching: bool = True,
         seed: int = 0,
+        windows: Windows = (None,),
+        num_window_blocks: int = 0,
     ) -> None:
+        """Puts them together.
+
+        Args:
+            num_window_blocks: of the groups after the first.
+        """
         self.blocks = BlockManager(
-            num_blocks, block_size, enable_prefix_caching=enable_prefix_caching
+            [num_blocks] + [num_window_blocks] * (len(windows) - 1),
+            block_size,
+            windows=windows,
+            max_step_tokens=max_num_batched_tokens,
+            enable_prefix_caching=enable_prefix_caching,
         )
         self.scheduler = Scheduler(
             self.blocks,
@@ -222,17 +267,20 @@ class FakeEngine:
     def check_blocks(self) -> None:
         """Exactly the blocks that stand in block tables are in use."""
         everyone = [one for sequences in self.sequences.values() for one in sequences]
-        in_use = {block_id for one in everyone for block_id in one.block_table}
-        assert NULL_BLOCK not in in_use
-        assert self.blocks.num_used_blocks == len(in_use)
-        assert self.blocks.num_free_blocks + len(in_use) == self.blocks.num_blocks - 1
-        assert 0 <= self.blocks.num_cached_blocks <= self.blocks.num_free_blocks
+        for group, pool in enumerate(self.blocks.pools):
+            tables = [one.block_tables[group] for one in everyone if one.block_table]
+            in_use = {block_id for table in tables for block_id in table} - {NULL_BLOCK}
+            if self.blocks.windows[group] is None:
+                assert not any(NULL_BLOCK in table for table in tables)
+            assert pool.num_used_blocks == len(in_use)
+            assert pool.num_free_blocks + len(in_use) == pool.num_blocks - 1
+            assert 0 <= pool.num_cached_blocks <= pool.num_free_blocks
 
     def check_done(self) -> None:
         """Everything has ended, every block is free, and all that was generated is right."""
         assert not self.scheduler.has_work
         assert self.scheduler.num_waiting == self.scheduler.num_running == 0
-        assert self.blocks.num_used_blocks == 0
+        assert [pool.num_used_blocks for pool in self.blocks.pools] == [0] * len(self.blocks.pools)
         for sequences in self.sequences.values():
             for sequence in sequences:
                 self.check_output(sequence)
@@ -241,7 +289,11 @@ class FakeEngine:
         max_tokens = sequence.sampling_params.max_tokens
         assert max_tokens is not None
         expected = continue_alone(
-            sequence.prompt_token_ids, sequence.seed, max_tokens, self.longest
+            sequence.prompt_token_ids,
+            sequence.seed,
+            max_tokens,
+            self.longest,
+            self.blocks.windows,
         )
         output = sequence.output_token_ids
         if sequence.finish_reason is FinishReason.ABORT:

@@ -23,13 +23,13 @@ def assert_inputs_say_what_sequences_say(inputs: StepInputs) -> None:
         positions = range(start, start + num_tokens)
         assert inputs.token_ids[tokens].tolist() == sequence.token_ids[start : start + num_tokens]
         assert inputs.positions[tokens].tolist() == list(positions)
-        assert inputs.slot_mapping[tokens].tolist() == [
+        assert inputs.groups[0].slot_mapping[tokens].tolist() == [
             sequence.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
             for position in positions
         ]
         assert inputs.context_lens[index] == start + num_tokens
         num_blocks = -(-(start + num_tokens) // BLOCK_SIZE)
-        table = inputs.block_tables[index].tolist()
+        table = inputs.groups[0].block_tables[index].tolist()
         assert table[:num_blocks] == sequence.block_table[:num_blocks]
     sampled = [
         int(inputs.cu_seqlens_q[index + 1]) - 1
@@ -49,11 +49,11 @@ def test_one_step() -> None:
     assert inputs.num_decode == 1
     assert inputs.cu_seqlens_q.tolist() == [0, 1, 8]
     assert inputs.token_ids.tolist() == [35, *range(10, 17)]
-    assert inputs.slot_mapping.tolist() == [37, 28, 29, 30, 31, 12, 13, 14]
-    assert inputs.block_tables.tolist() == [[5, 9], [7, 3]]
+    assert inputs.groups[0].slot_mapping.tolist() == [37, 28, 29, 30, 31, 12, 13, 14]
+    assert inputs.groups[0].block_tables.tolist() == [[5, 9], [7, 3]]
     assert inputs.logits_indices.tolist() == [0]
-    assert inputs.token_ids.dtype == inputs.slot_mapping.dtype == np.int64
-    assert inputs.block_tables.dtype == inputs.cu_seqlens_q.dtype == np.int32
+    assert inputs.token_ids.dtype == inputs.groups[0].slot_mapping.dtype == np.int64
+    assert inputs.groups[0].block_tables.dtype == inputs.cu_seqlens_q.dtype == np.int32
 
 
 def test_copy_on_write_exchanges_the_block_that_is_written() -> None:
@@ -63,7 +63,7 @@ def test_copy_on_write_exchanges_the_block_that_is_written() -> None:
     prepare(batch, (sequence, 0, 6))
     sequence.block_table = [1, 5]
     inputs = prepare(batch, (sequence, 6, 1))
-    assert inputs.slot_mapping.tolist() == [22]
+    assert inputs.groups[0].slot_mapping.tolist() == [22]
     assert_inputs_say_what_sequences_say(inputs)
 
 
@@ -79,7 +79,7 @@ def test_rows_are_reused_and_clean() -> None:
     assert batch.num_free_rows == 1
     inputs = prepare(batch, (second, 0, 1))
     assert_inputs_say_what_sequences_say(inputs)
-    assert inputs.block_tables.tolist() == [[6]]
+    assert inputs.groups[0].block_tables.tolist() == [[6]]
 
 
 def test_many_random_steps() -> None:

@@ -6,7 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from octavo.engine.block_manager import NULL_BLOCK, Block, BlockManager, FreeBlocks
+from octavo.engine.block_manager import BlockManager
+from octavo.engine.block_pool import NULL_BLOCK, Block, FreeBlocks
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.sequence import Sequence, SequenceStatus
 
@@ -64,7 +65,7 @@ def test_free_blocks_leave_from_the_middle_and_cached_ones_come_last() -> None:
 
 
 def test_the_null_block_is_never_handed_out() -> None:
-    blocks = BlockManager(4, BLOCK_SIZE)
+    blocks = BlockManager([4], BLOCK_SIZE)
     assert blocks.capacity_tokens == 12
     sequence = make_sequence(12)
     assert blocks.admit(sequence)
@@ -74,7 +75,7 @@ def test_the_null_block_is_never_handed_out() -> None:
 
 
 def test_too_few_blocks_change_nothing() -> None:
-    blocks = BlockManager(6, BLOCK_SIZE)
+    blocks = BlockManager([6], BLOCK_SIZE)
     run_to_end(blocks, make_sequence(8))
     holder = make_sequence(12, first=100)
     assert blocks.admit(holder)
@@ -91,14 +92,14 @@ def test_too_few_blocks_change_nothing() -> None:
 
 
 def test_a_reserve_stays_untouched() -> None:
-    blocks = BlockManager(6, BLOCK_SIZE)
+    blocks = BlockManager([6], BLOCK_SIZE)
     assert not blocks.admit(make_sequence(16), reserve=2)
     assert not blocks.admit(make_sequence(1), reserve=5)
     assert blocks.admit(make_sequence(16), reserve=1)
 
 
 def test_tokens_beyond_the_last_block_get_a_new_one() -> None:
-    blocks = BlockManager(6, BLOCK_SIZE)
+    blocks = BlockManager([6], BLOCK_SIZE)
     sequence = make_sequence(4)
     assert blocks.admit(sequence)
     compute(blocks, sequence)
@@ -110,7 +111,7 @@ def test_tokens_beyond_the_last_block_get_a_new_one() -> None:
 
 
 def test_a_cached_prefix_is_shared_and_counted() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE)
+    blocks = BlockManager([10], BLOCK_SIZE)
     table = run_to_end(blocks, make_sequence(10))
     assert blocks.num_cached_blocks == 2
     again = make_sequence(10)
@@ -122,7 +123,7 @@ def test_a_cached_prefix_is_shared_and_counted() -> None:
 
 
 def test_blocks_are_cached_only_once_they_are_computed() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE)
+    blocks = BlockManager([10], BLOCK_SIZE)
     first, second = make_sequence(9), make_sequence(9)
     assert blocks.admit(first)
     first.num_computed_tokens = 7
@@ -132,7 +133,7 @@ def test_blocks_are_cached_only_once_they_are_computed() -> None:
 
 
 def test_output_tokens_are_cached_as_well() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE)
+    blocks = BlockManager([10], BLOCK_SIZE)
     sequence = make_sequence(3)
     assert blocks.admit(sequence)
     for token_id in (3, 4, 5, 6, 7, 8):
@@ -146,7 +147,7 @@ def test_output_tokens_are_cached_as_well() -> None:
 
 
 def test_a_full_hit_leaves_one_token_and_does_not_touch_the_cached_block() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE)
+    blocks = BlockManager([10], BLOCK_SIZE)
     first, second = make_sequence(8), make_sequence(8)
     assert blocks.admit(first)
     compute(blocks, first)
@@ -154,13 +155,13 @@ def test_a_full_hit_leaves_one_token_and_does_not_touch_the_cached_block() -> No
     assert second.num_computed_tokens == 7
     assert second.block_table[0] == first.block_table[0]
     assert second.block_table[1] != first.block_table[1]
-    assert blocks.take_copies() == ((first.block_table[1], second.block_table[1]),)
+    assert blocks.take_copies() == ((0, first.block_table[1], second.block_table[1]),)
     assert blocks.take_copies() == ()
     assert blocks.num_used_blocks == 3
 
 
 def test_a_full_hit_on_blocks_of_nobody_needs_no_copy() -> None:
-    blocks = BlockManager(3, BLOCK_SIZE)
+    blocks = BlockManager([3], BLOCK_SIZE)
     table = run_to_end(blocks, make_sequence(8))
     again = make_sequence(8)
     assert blocks.admit(again)
@@ -176,7 +177,7 @@ def test_a_full_hit_on_blocks_of_nobody_needs_no_copy() -> None:
 
 
 def test_salt_history_and_choice_keep_prefixes_apart() -> None:
-    blocks = BlockManager(32, BLOCK_SIZE)
+    blocks = BlockManager([32], BLOCK_SIZE)
     run_to_end(blocks, make_sequence(9, salt="ann"))
     for stranger in (
         make_sequence(9),
@@ -192,7 +193,7 @@ def test_salt_history_and_choice_keep_prefixes_apart() -> None:
 
 
 def test_a_sequence_that_looks_nothing_up_is_found_by_others() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE)
+    blocks = BlockManager([10], BLOCK_SIZE)
     run_to_end(blocks, make_sequence(9, use_prefix_cache=False))
     assert blocks.num_queried_tokens == 0
     other = make_sequence(9)
@@ -201,7 +202,7 @@ def test_a_sequence_that_looks_nothing_up_is_found_by_others() -> None:
 
 
 def test_without_prefix_caching_nothing_is_kept() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE, enable_prefix_caching=False)
+    blocks = BlockManager([10], BLOCK_SIZE, enable_prefix_caching=False)
     run_to_end(blocks, make_sequence(9))
     again = make_sequence(9)
     assert blocks.admit(again)
@@ -210,7 +211,7 @@ def test_without_prefix_caching_nothing_is_kept() -> None:
 
 
 def test_the_prefix_unused_longest_is_evicted_first_and_from_its_end() -> None:
-    blocks = BlockManager(7, BLOCK_SIZE)
+    blocks = BlockManager([7], BLOCK_SIZE)
     old = run_to_end(blocks, make_sequence(8))
     new = run_to_end(blocks, make_sequence(8, first=50))
     assert blocks.num_cached_blocks == 4
@@ -226,7 +227,7 @@ def test_the_prefix_unused_longest_is_evicted_first_and_from_its_end() -> None:
 
 
 def test_using_a_prefix_keeps_it_from_being_evicted() -> None:
-    blocks = BlockManager(5, BLOCK_SIZE)
+    blocks = BlockManager([5], BLOCK_SIZE)
     first = run_to_end(blocks, make_sequence(8))
     second = run_to_end(blocks, make_sequence(8, first=50))
     run_to_end(blocks, make_sequence(8))
@@ -237,7 +238,7 @@ def test_using_a_prefix_keeps_it_from_being_evicted() -> None:
 
 
 def test_the_same_content_computed_twice_is_cached_once() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE)
+    blocks = BlockManager([10], BLOCK_SIZE)
     first, second = make_sequence(5), make_sequence(5)
     assert blocks.admit(first)
     assert blocks.admit(second)
@@ -249,7 +250,7 @@ def test_the_same_content_computed_twice_is_cached_once() -> None:
 
 
 def test_reset_forgets_prefixes_and_leaves_blocks_with_their_owners() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE)
+    blocks = BlockManager([10], BLOCK_SIZE)
     run_to_end(blocks, make_sequence(9))
     holder = make_sequence(9, first=50)
     assert blocks.admit(holder)
@@ -265,7 +266,7 @@ def test_reset_forgets_prefixes_and_leaves_blocks_with_their_owners() -> None:
 
 
 def test_a_sibling_shares_the_prompt_and_copies_the_block_it_writes() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE, enable_prefix_caching=False)
+    blocks = BlockManager([10], BLOCK_SIZE, enable_prefix_caching=False)
     parent, sibling = make_sequence(7), make_sequence(7)
     sibling.parent = parent
     assert blocks.admit(parent)
@@ -274,7 +275,7 @@ def test_a_sibling_shares_the_prompt_and_copies_the_block_it_writes() -> None:
     assert blocks.admit(sibling)
     assert sibling.num_computed_tokens == 6
     assert sibling.block_table[0] == parent.block_table[0]
-    assert blocks.take_copies() == ((parent.block_table[1], sibling.block_table[1]),)
+    assert blocks.take_copies() == ((0, parent.block_table[1], sibling.block_table[1]),)
     assert blocks.num_used_blocks == 3
 
     blocks.free(parent)
@@ -284,7 +285,7 @@ def test_a_sibling_shares_the_prompt_and_copies_the_block_it_writes() -> None:
 
 
 def test_a_sibling_that_comes_back_needs_blocks_for_the_copy_and_its_completion() -> None:
-    blocks = BlockManager(5, BLOCK_SIZE, enable_prefix_caching=False)
+    blocks = BlockManager([5], BLOCK_SIZE, enable_prefix_caching=False)
     parent, sibling = make_sequence(7), make_sequence(7)
     sibling.parent = parent
     for token_id in (1, 2):
@@ -302,7 +303,7 @@ def test_a_sibling_that_comes_back_needs_blocks_for_the_copy_and_its_completion(
 
 
 def test_a_sibling_shares_with_parent_or_cache_whichever_has_more() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE)
+    blocks = BlockManager([10], BLOCK_SIZE)
     parent, sibling = make_sequence(7), make_sequence(12)
     sibling.parent = parent
     sibling.num_prompt_tokens = 7
@@ -317,7 +318,7 @@ def test_a_sibling_shares_with_parent_or_cache_whichever_has_more() -> None:
 
 
 def test_a_sibling_whose_last_prompt_token_opens_a_block_copies_nothing() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE, enable_prefix_caching=False)
+    blocks = BlockManager([10], BLOCK_SIZE, enable_prefix_caching=False)
     parent, sibling = make_sequence(5), make_sequence(5)
     sibling.parent = parent
     assert blocks.admit(parent)
@@ -328,7 +329,7 @@ def test_a_sibling_whose_last_prompt_token_opens_a_block_copies_nothing() -> Non
 
 
 def test_a_block_still_to_be_filled_by_a_copy_is_copied_from_the_source() -> None:
-    blocks = BlockManager(10, BLOCK_SIZE)
+    blocks = BlockManager([10], BLOCK_SIZE)
     first, parent = make_sequence(8), make_sequence(8)
     sibling = make_sequence(8, use_prefix_cache=False)
     sibling.parent = parent
@@ -338,13 +339,13 @@ def test_a_block_still_to_be_filled_by_a_copy_is_copied_from_the_source() -> Non
     assert blocks.admit(sibling)
     source = first.block_table[1]
     assert blocks.take_copies() == (
-        (source, parent.block_table[1]),
-        (source, sibling.block_table[1]),
+        (0, source, parent.block_table[1]),
+        (0, source, sibling.block_table[1]),
     )
 
 
 def test_a_copy_for_a_sequence_that_lost_its_blocks_is_dropped() -> None:
-    blocks = BlockManager(6, BLOCK_SIZE)
+    blocks = BlockManager([6], BLOCK_SIZE)
     first, second = make_sequence(8), make_sequence(8)
     assert blocks.admit(first)
     compute(blocks, first)
@@ -355,7 +356,7 @@ def test_a_copy_for_a_sequence_that_lost_its_blocks_is_dropped() -> None:
 
 
 def test_the_source_of_a_copy_is_handed_out_only_after_the_step_was_scheduled() -> None:
-    blocks = BlockManager(4, BLOCK_SIZE)
+    blocks = BlockManager([4], BLOCK_SIZE)
     first, second = make_sequence(8), make_sequence(8)
     assert blocks.admit(first)
     compute(blocks, first)
@@ -364,7 +365,7 @@ def test_the_source_of_a_copy_is_handed_out_only_after_the_step_was_scheduled() 
     blocks.free(first)
     third = make_sequence(4, first=100)
     assert not blocks.admit(third)
-    assert blocks.take_copies() == ((source, second.block_table[1]),)
+    assert blocks.take_copies() == ((0, source, second.block_table[1]),)
     assert blocks.admit(third)
     assert third.block_table == [source]
 
@@ -376,7 +377,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = BlockManager(9, 2)
+        self.blocks = BlockManager([9], 2)
         self.live: list[Sequence] = []
 
     @rule(
@@ -420,10 +421,10 @@ class BlockManagerMachine(RuleBasedStateMachine):
     @rule()
     def take_copies(self) -> None:
         copies = self.blocks.take_copies()
-        destinations = [destination for _, destination in copies]
+        destinations = [destination for _, _, destination in copies]
         owners = Counter(i for sequence in self.live for i in sequence.block_table)
         assert all(owners[destination] == 1 for destination in destinations)
-        assert not {source for source, _ in copies} & set(destinations)
+        assert not {source for _, source, _ in copies} & set(destinations)
 
     @rule()
     def reset_prefix_cache(self) -> None:

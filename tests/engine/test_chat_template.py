@@ -1,5 +1,6 @@
 """Chat templates: the prompt as the model wants it, users' text as text, hostile ones in bounds."""
 
+import dataclasses
 import json
 import time
 from datetime import datetime
@@ -17,7 +18,7 @@ from octavo.engine.chat_template import ChatTemplate, chat_template_from_gguf
 from octavo.engine.tokenizer import Tokenizer, tokenizer_from_gguf, tokenizer_from_metadata
 from octavo.errors import ChatTemplateError, InvalidRequestError
 from tests.engine.test_tokenizer import GOLDEN, byte_level
-from tests.support.gguf_files import CHATML_TEMPLATE, write_tiny_llama
+from tests.support.gguf_files import CHATML_TEMPLATE, TinyLlama, write_tiny_llama
 
 TOKENIZER = tokenizer_from_metadata(byte_level())
 # In the manner of reasoning models: trims, cuts out the thoughts, puts texts side by side.
@@ -358,3 +359,21 @@ class TestFromGGUF:
         hostile = [user(json.dumps([case["text"] for case in GOLDEN["texts"][1:]]))]
         token_ids = compiled.encode(tokenizer, hostile)
         assert sum(token_id in tokenizer.special_token_ids for token_id in token_ids) == 5
+
+
+def test_named_templates_of_a_gguf(tmp_path: Path) -> None:
+    keys = {
+        "tokenizer.chat_template": "plain",
+        "tokenizer.chat_templates": ["tool_use"],
+        "tokenizer.chat_template.tool_use": "{{ tools | length }} {{ unk_token }}",
+        "tokenizer.ggml.unknown_token_id": 3,
+    }
+    header = dataclasses.replace(
+        read_gguf_header(write_tiny_llama(tmp_path / "tiny.gguf")),
+        metadata={**TinyLlama().metadata(), **keys},
+    )
+    tokenizer = tokenizer_from_gguf(header)
+    template = chat_template_from_gguf(header, tokenizer)
+    assert template is not None
+    assert template.render([]) == "plain"
+    assert template.render([], tools=[{}]) == f"1 {tokenizer.vocabulary.tokens[3]}"

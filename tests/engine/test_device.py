@@ -117,6 +117,7 @@ def test_visible_devices(visible: str, names: list[str], monkeypatch: pytest.Mon
 
 def test_a_cpu_build_of_torch_cannot_use_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "_torch_cuda_version", lambda: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     gpu, cpu = detect_devices(FakeNVML(("RTX 4090", (8, 9), 20 << 30)))
     assert "build for the CPU" in gpu.reason
     assert choose_device(EngineConfig(), [gpu, cpu]) is cpu

@@ -204,7 +204,7 @@ def test_wrong_weights_are_named(
     [
         ({"model_type": "qwen9"}, UnsupportedModelError, "'qwen9'.*Llama 1 to 3.*Gemma 2"),
         ({"architectures": ["LlamaForSequenceClassification"]}, UnsupportedModelError, "not a"),
-        ({"quantization_config": {"quant_method": "awq"}}, UnsupportedModelError, "'awq'"),
+        ({"quantization_config": {"quant_method": "hqq"}}, UnsupportedModelError, "'hqq'"),
         ({"quantization_config": {}}, UnsupportedModelError, "an unnamed method"),
         ({"model_type": "mistral", "architectures": None, "sliding_window": -1},
          CheckpointError, "sliding_window is -1"),

@@ -48,7 +48,7 @@ class HandDriven:
     def step(
         self,
         *work: tuple[TokenSequence, int],
-        block_copies: tuple[tuple[int, int], ...] = (),
+        block_copies: tuple[tuple[int, int, int], ...] = (),
         preempted: tuple[TokenSequence, ...] = (),
     ) -> StepOutput:
         """Computes so many further tokens of each sequence and appends what was sampled."""
@@ -143,7 +143,7 @@ def test_block_copies_come_first(model: Decoder) -> None:
     sibling.num_computed_tokens = 5
     copy = driven.free_blocks.pop()
     sibling.block_table = [first.block_table[0], copy]
-    driven.step((first, 1), (sibling, 1), block_copies=((first.block_table[1], copy),))
+    driven.step((first, 1), (sibling, 1), block_copies=((0, first.block_table[1], copy),))
     for _ in range(5):
         driven.step((first, 1), (sibling, 1))
     assert first.output_token_ids == sibling.output_token_ids

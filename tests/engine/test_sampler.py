@@ -92,6 +92,66 @@ def test_distribution(sampling: dict[str, Any]) -> None:
     assert_distributed(draw_many(logits, **sampling), expected_probabilities(logits[0], **sampling))
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1e-40},
+        {"temperature": 1.5, "top_k": 8},
+        {"temperature": 0.9, "top_p": 0.85},
+        {"temperature": 1.4, "min_p": 0.2},
+    ],
+)
+@pytest.mark.parametrize("vocab_size", [2, 7, 70])
+def test_distribution_with_ties_and_impossible_tokens(
+    sampling: dict[str, Any], vocab_size: int
+) -> None:
+    logits = random_logits(1, seed=vocab_size, vocab_size=vocab_size)
+    # No ties among the survivors' edge: there the reference, which counts, differs on purpose.
+    logits[0, 1::5] = -math.inf
+    logits[0, 0] = logits.max() + 0.5
+    expected = expected_probabilities(logits[0], **sampling)
+    assert_distributed(draw_many(logits, **sampling), expected)
+
+
+@pytest.mark.parametrize("truncation", [{}, {"top_k": 20}, {"min_p": 0.01}])
+@pytest.mark.parametrize("probability", [0.25, 1.0])
+def test_xtc_distribution(truncation: dict[str, Any], probability: float) -> None:
+    logits = random_logits(1, seed=3)
+    plain = expected_probabilities(logits[0], **truncation)
+    threshold = float(np.sort(plain)[-4] * 0.99)
+    excluded = plain.copy()
+    excluded[np.argsort(-plain)[:3]] = 0.0
+    expected = (1 - probability) * plain + probability * excluded / excluded.sum()
+    xtc: dict[str, Any] = {"xtc_probability": probability, "xtc_threshold": threshold}
+    assert_distributed(draw_many(logits, **truncation, **xtc), expected)
+    stop = int(np.argmax(plain))
+    sequences = [make_sequence(i, [0], seed=i, **truncation, **xtc) for i in range(4000)]
+    spared = sample(logits.expand(4000, -1), *sequences, stops=(stop,))
+    assert_distributed(np.bincount(spared, minlength=VOCAB), plain)
+
+
+def test_xtc_leaves_greedy_alone() -> None:
+    logits = random_logits(1)
+    sequence = make_sequence(0, [0], temperature=0, xtc_probability=1.0, xtc_threshold=0.001)
+    assert sample(logits, sequence) == logits.argmax(-1).tolist()
+
+
+def test_the_coin_of_xtc_says_nothing_about_the_draw() -> None:
+    logits = torch.tensor([[1.0, 1.0, 0.5, 0.5]])
+    xtc: dict[str, Any] = {"xtc_probability": 0.5, "xtc_threshold": 0.16}
+    counts = draw_many(logits, **xtc)
+    plain = expected_probabilities(logits[0])
+    expected = 0.5 * plain + 0.5 * np.array([0, 0, 0.5, 0.5])
+    assert_distributed(counts, expected)
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 100.0])
+def test_no_parameter_makes_an_infinity(penalty: float) -> None:
+    logits = random_logits(1)
+    params: dict[str, Any] = {"repetition_penalty": penalty, "temperature": 1e-300}
+    assert sample(logits, make_sequence(0, list(range(VOCAB)), **params))
+
+
 def test_top_p_over_a_flat_vocabulary() -> None:
     logits = torch.arange(5000).flip(0)[None] * 1e-4
     counts = draw_many(logits, count=300, top_p=0.8)
@@ -120,8 +180,13 @@ def test_batch_mates_and_order_change_nothing() -> None:
         {"min_p": 0.02, "temperature": 3.0},
         {"frequency_penalty": 1.0, "repetition_penalty": 1.3},
         {"logit_bias": {3: 5.0}, "temperature": 0.7},
+        {"xtc_probability": 0.5, "xtc_threshold": 0.02, "temperature": 2.0},
+        {"xtc_probability": 0.5, "xtc_threshold": 0.02, "top_k": 9},
+        {"allowed_token_ids": (4, 5, 6), "temperature": 2.0},
     ] * 5
-    sequences = [make_sequence(i, [1, 2, 3, i], seed=i, **item) for i, item in enumerate(options)]
+    sequences = [
+        make_sequence(i, [1, 2, 3, i % VOCAB], seed=i, **item) for i, item in enumerate(options)
+    ]
     logits = random_logits(len(sequences), seed=2)
     together = sample(logits, *sequences)
     alone = [sample(logits[row : row + 1], sequence)[0] for row, sequence in enumerate(sequences)]

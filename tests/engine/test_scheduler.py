@@ -373,6 +373,6 @@ def test_two_full_hits_on_a_running_prompt_write_into_copies() -> None:
     engine.add(numbers(8), seed=2, n=2)
     batch = engine.step()
     assert len(batch.block_copies) == 3
-    assert len({source for source, _ in batch.block_copies}) == 1
+    assert len({source for _, source, _ in batch.block_copies}) == 1
     engine.run()
     engine.check_done()

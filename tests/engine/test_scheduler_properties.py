@@ -54,6 +54,8 @@ class Limits:
     max_model_len: int
     enable_prefix_caching: bool
     seed: int
+    windows: tuple[int | None, ...]
+    num_window_blocks: int
 
     def build(self) -> FakeEngine:
         return FakeEngine(
@@ -64,6 +66,8 @@ class Limits:
             max_model_len=self.max_model_len,
             enable_prefix_caching=self.enable_prefix_caching,
             seed=self.seed,
+            windows=self.windows,
+            num_window_blocks=self.num_window_blocks,
         )
 
 
@@ -92,6 +96,8 @@ limits = st.builds(
     max_model_len=st.sampled_from((10, 1000)),
     enable_prefix_caching=st.booleans(),
     seed=st.integers(0, 3),
+    windows=st.sampled_from(((None,), (None, 3), (None, 1), (5,), (None, 7, 2), (6, 4))),
+    num_window_blocks=st.integers(2, 16),
 )
 # Steps that run before each request comes.
 arrivals = st.lists(st.tuples(st.integers(0, 3), requests), min_size=1, max_size=10)

@@ -111,7 +111,12 @@ class TestPreTokenizers:
                     assert tokenizer.encode(text) == token_ids, (name, text)
 
     def is_cut_otherwise(self, name: str, text: str) -> bool:
-        """llama.cpp writes two patterns in other words than the models' own tokenizers."""
+        """llama.cpp writes two patterns in other words than the models' own tokenizers.
+
+        And it leaves letters and their marks apart, which Qwen's tokenizer composes.
+        """
+        if name == "qwen2":
+            return not unicodedata.is_normalized("NFC", text)
         if name in ("tekken", "gpt-4o", "llama4", "kanana2"):
             return any(
                 unicodedata.category(c).startswith("M") or (c.isalpha() and not c.isascii())
@@ -120,6 +125,17 @@ class TestPreTokenizers:
         if name == "deepseek-coder":
             return any(c.isspace() and not c.isascii() for c in text)
         return False
+
+    def test_cased_letters_of_deepseek(self) -> None:
+        tokenizer = tokenizer_from_metadata(byte_level(pre="deepseek-llm"))
+        cuts = tokenizer.backend.pre_tokenizer.pre_tokenize_str("aБΩ漢字ქართ 12ab, x!\n\n  ")
+        assert [end - start for _, (start, end) in cuts] == [1, 2, 6, 1, 2, 2, 1, 2, 1, 1, 1, 2]
+
+    def test_qwen_composes_letters_and_marks(self) -> None:
+        composed = tokenizer_from_metadata(byte_level(pre="qwen2"))
+        assert composed.encode("e\u0301") == composed.encode("é")
+        apart = tokenizer_from_metadata(byte_level(pre="deepseek-r1-qwen"))
+        assert apart.encode("e\u0301") != apart.encode("é")
 
     def test_unknown_name_is_refused(self) -> None:
         with pytest.raises(UnsupportedModelError, match="'martian'") as caught:
@@ -281,7 +297,7 @@ class TestSentencePiece:
     @given(scored_pieces(), st.text("ab cdé\n", max_size=30))
     def test_ids_are_those_of_merging_by_score(self, pieces: dict[str, float], text: str) -> None:
         tokenizer = tokenizer_from_metadata(sentence_piece(pieces, add_space_prefix=False))
-        encoded = [tokenizer._vocabulary.tokens[token_id] for token_id in tokenizer.encode(text)]
+        encoded = [tokenizer.vocabulary.tokens[token_id] for token_id in tokenizer.encode(text)]
         assert encoded == merge_by_score(pieces, text)
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -361,6 +377,27 @@ class TestDamagedFiles:
     def test_is_an_error_that_names_it(self, changes: Metadata, match: str) -> None:
         with pytest.raises(CheckpointError, match=match):
             tokenizer_from_metadata(byte_level(**changes))
+
+    def test_table_of_characters_is_refused(self) -> None:
+        metadata = sentence_piece({"a": 0.0}, precompiled_charsmap=[1, 2, 3])
+        with pytest.raises(UnsupportedModelError, match="precompiled_charsmap"):
+            tokenizer_from_metadata(metadata)
+        assert tokenizer_from_metadata(sentence_piece({"a": 0.0}, precompiled_charsmap=[]))
+
+    def test_roles_for_templates(self) -> None:
+        metadata = sentence_piece({"a": 0.0}, unknown_token_id=0, padding_token_id=2)
+        roles = tokenizer_from_metadata(metadata).vocabulary.role_tokens
+        assert roles == {
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "pad_token": "</s>",
+        }
+
+    def test_merges_of_endless_tokens_are_not_sought(self) -> None:
+        pieces = {"a" * length: -float(length) for length in range(1, 2000)}
+        tokenizer = tokenizer_from_metadata(sentence_piece(pieces, add_space_prefix=False))
+        assert tokenizer.decode(tokenizer.encode("a" * 50)) == "a" * 50
 
     def test_token_that_appears_twice(self) -> None:
         tokens = [*TinyLlama().tokens[:-1], "hello"]

@@ -198,7 +198,7 @@ def test_broken_tokenizers_are_sentences(
 
 
 def test_a_folder_without_tokenizer_json(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"has no tokenizer\.json"):
+    with pytest.raises(UnsupportedModelError, match=r"neither tokenizer\.json"):
         tokenizer_from_folder(header_of(tmp_path))
 
 

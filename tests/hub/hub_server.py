@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 import urllib.parse
@@ -25,12 +26,26 @@ class Repo:
     gated: bool = False
     private: bool = False
     downloads: int = 1000
-    tags: tuple[str, ...] = ("gguf", "text-generation")
+    tags: tuple[str, ...] = ("gguf", "text-generation", "license:apache-2.0")
+    gate: str = "manual"
+    """How a gated one lets people in."""
+    likes: int = 5
+    commit: str = COMMIT
+    last_modified: str = "2026-05-01T10:00:00.000Z"
+    claimed_sizes: dict[str, int] = field(default_factory=dict)
+    """Sizes that the hub claims of files, whatever they are."""
+
+    def is_large(self, path: str) -> bool:
+        """Whether a file lies in the store; small ones come from the hub itself."""
+        return path.endswith((".gguf", ".safetensors", ".bin", "tokenizer.json"))
 
 
 @dataclass(frozen=True)
 class Fault:
-    """How the store answers one request for a file's bytes; the default is as it should."""
+    """How one request for a file's bytes is answered; the default is as it should."""
+
+    file: str = ""
+    """The path of the file it waits for; empty: any in the store."""
 
     status: int = 0
     """403: as for a signed address that has expired."""
@@ -50,14 +65,19 @@ class HubServer:
     def __init__(self, repos: dict[str, Repo], *faults: Fault) -> None:
         self.repos = repos
         self.faults = list(faults)
-        """For the first requests to the store; all later ones are answered well."""
+        """For the first requests for bytes; all later ones are answered well."""
         self.status = 0
         """Of every answer of the hub itself, if not 0."""
         self.status_headers: dict[str, str] = {}
         self.pause_s = 0.0
         """Between two chunks: a slow line."""
         self.num_bytes_sent = 0
+        self.chunk_bytes = CHUNK_BYTES
+        self.send_buffer_bytes = 0
+        """What the system may hold back of what is sent; 0: as much as it likes."""
         self.ranges: list[str] = []
+        self.requested: list[str] = []
+        """The path of each request for a file's bytes."""
         self.hub_paths: list[str] = []
         self.store_authorizations: list[str] = []
         self.ended = threading.Event()
@@ -123,6 +143,60 @@ class _Handler(BaseHTTPRequestHandler):
     def hub(self) -> HubServer:
         return self.server.hub
 
+    def send_content(self, repo: Repo, path: str, *, always: bool) -> None:
+        """Sends a file's bytes, or what a fault makes of them."""
+        hub = self.hub
+        content = repo.files[path]
+        if self.command == "HEAD":
+            self.reply(200, content, ETag=f'"{etag(repo, path)}"', X_Repo_Commit=repo.commit)
+            return
+        fault = next(
+            (each for each in hub.faults if each.file == path or (always and not each.file)),
+            Fault(),
+        )
+        if fault in hub.faults:
+            hub.faults.remove(fault)
+        wanted = self.headers.get("Range", "")
+        hub.ranges.append(wanted)
+        hub.requested.append(path)
+        tag = fault.tag or f'"{etag(repo, path)}"'
+        content = content if fault.content is None else fault.content
+        if fault.status:
+            self.reply(fault.status, b"<Error>no</Error>", **fault.headers)
+            return
+        start, end = 0, len(content)
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
+        is_part = (
+            match is not None
+            and not fault.ignores_range
+            and self.headers.get("If-Range", tag) == tag
+        )
+        if match is not None and is_part:
+            start, end = int(match[1]), int(match[2] or len(content) - 1) + 1
+            if start >= len(content):
+                self.reply(416, Content_Range=f"bytes */{len(content)}")
+                return
+        if hub.send_buffer_bytes:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, hub.send_buffer_bytes)
+        self.send_response(206 if is_part else 200)
+        self.send_header("Content-Length", str(end - start))
+        self.send_header("ETag", tag)
+        self.send_header("X-Repo-Commit", repo.commit)
+        if is_part:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        self.end_headers()
+        for offset in range(start, end, hub.chunk_bytes):
+            if fault.drop_after is not None and offset - start >= fault.drop_after:
+                return
+            if fault.stall_after is not None and offset - start >= fault.stall_after:
+                hub.ended.wait(30)
+                return
+            chunk = content[offset : min(offset + hub.chunk_bytes, end)]
+            self.wfile.write(chunk)
+            hub.num_bytes_sent += len(chunk)
+            if hub.pause_s:
+                time.sleep(hub.pause_s)
+
     def reply(self, status: int, body: object = b"", **headers: str) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
@@ -166,10 +240,11 @@ class _HubHandler(_Handler):
         found = [
             (name, repo)
             for name, repo in self.hub.repos.items()
-            if text in name.lower() and set(query.get("filter", [])) <= set(repo.tags)
+            if text in name.lower()
+            and set(query.get("filter", []) + query.get("pipeline_tag", [])) <= set(repo.tags)
         ]
-        assert query["sort"] == ["downloads"]
-        found.sort(key=lambda item: -item[1].downloads)
+        key = {"downloads": "downloads", "likes": "likes", "lastModified": "last_modified"}
+        found.sort(key=lambda item: getattr(item[1], key[query["sort"][0]]), reverse=True)
         wanted = {"id", *query.get("expand", [])}
         items = [_facts(name, repo) for name, repo in found[:limit]]
         self.reply(200, [{key: item[key] for key in item if key in wanted} for item in items])
@@ -179,7 +254,7 @@ class _HubHandler(_Handler):
         if repo is None or (repo.private and not self._is_known):
             self._refuse(404 if self._is_known else 401, "RepoNotFound", "Repository not found")
             return None
-        if revision not in ("main", COMMIT):
+        if revision not in ("main", repo.commit):
             self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             return None
         return repo
@@ -188,15 +263,13 @@ class _HubHandler(_Handler):
         repo = self._repo(name, revision)
         if repo is None:
             return
-        siblings = [
-            {
-                "rfilename": path,
-                "size": len(content),
-                "blobId": hashlib.sha1(content).hexdigest(),
-                "lfs": {"sha256": _sha256(content), "size": len(content), "pointerSize": 134},
-            }
-            for path, content in repo.files.items()
-        ]
+        siblings = []
+        for path, content in repo.files.items():
+            size = repo.claimed_sizes.get(path, len(content))
+            sibling: dict[str, Any] = {"rfilename": path, "size": size, "blobId": git_sha1(content)}
+            if repo.is_large(path):
+                sibling["lfs"] = {"sha256": _sha256(content), "size": size, "pointerSize": 134}
+            siblings.append(sibling)
         self.reply(200, _facts(name, repo) | {"siblings": siblings})
 
     def _resolve(self, name: str, revision: str, path: str) -> None:
@@ -208,14 +281,15 @@ class _HubHandler(_Handler):
             self._refuse(status, "GatedRepo", f"Access to model {name} is restricted.")
         elif path not in repo.files:
             self._refuse(404, "EntryNotFound", "Entry not found")
+        elif not repo.is_large(path):
+            self.send_content(repo, path, always=False)
         else:
-            content = repo.files[path]
             self.reply(
                 302,
-                X_Repo_Commit=COMMIT,
-                X_Linked_Size=str(len(content)),
-                X_Linked_ETag=f'"{_sha256(content)}"',
-                ETag=f'"{_sha256(content)}"',
+                X_Repo_Commit=repo.commit,
+                X_Linked_Size=str(len(repo.files[path])),
+                X_Linked_ETag=f'"{etag(repo, path)}"',
+                ETag=f'"{etag(repo, path)}"',
                 Accept_Ranges="bytes",
                 Location=f"{self.hub.store_url}/{name}/{urllib.parse.quote(path)}?Signature=z",
             )
@@ -223,48 +297,20 @@ class _HubHandler(_Handler):
 
 class _StoreHandler(_Handler):
     def do_GET(self) -> None:
-        hub = self.hub
-        fault = hub.faults.pop(0) if hub.faults else Fault()
-        hub.store_authorizations.append(self.headers.get("Authorization", ""))
-        wanted = self.headers.get("Range", "")
-        hub.ranges.append(wanted)
+        self.hub.store_authorizations.append(self.headers.get("Authorization", ""))
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         _, org, name, file = path.split("/", 3)
-        content = hub.repos[f"{org}/{name}"].files[file]
-        tag = fault.tag or f'"{_sha256(content)}"'
-        content = content if fault.content is None else fault.content
-        if fault.status:
-            self.reply(fault.status, b"<Error>no</Error>", **fault.headers)
-            return
-        start, end = 0, len(content)
-        match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
-        is_part = (
-            match is not None
-            and not fault.ignores_range
-            and self.headers.get("If-Range", tag) == tag
-        )
-        if match is not None and is_part:
-            start, end = int(match[1]), int(match[2] or len(content) - 1) + 1
-            if start >= len(content):
-                self.reply(416, Content_Range=f"bytes */{len(content)}")
-                return
-        self.send_response(206 if is_part else 200)
-        self.send_header("Content-Length", str(end - start))
-        self.send_header("ETag", tag)
-        if is_part:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
-        self.end_headers()
-        for offset in range(start, end, CHUNK_BYTES):
-            if fault.drop_after is not None and offset - start >= fault.drop_after:
-                return
-            if fault.stall_after is not None and offset - start >= fault.stall_after:
-                hub.ended.wait(30)
-                return
-            chunk = content[offset : min(offset + CHUNK_BYTES, end)]
-            self.wfile.write(chunk)
-            hub.num_bytes_sent += len(chunk)
-            if hub.pause_s:
-                time.sleep(hub.pause_s)
+        self.send_content(self.hub.repos[f"{org}/{name}"], file, always=True)
+
+
+def etag(repo: Repo, path: str) -> str:
+    """What the hub calls a file's content."""
+    content = repo.files[path]
+    return _sha256(content) if repo.is_large(path) else git_sha1(content)
+
+
+def git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _facts(name: str, repo: Repo) -> dict[str, Any]:
@@ -272,11 +318,12 @@ def _facts(name: str, repo: Repo) -> dict[str, Any]:
         "_id": "0" * 24,
         "id": name,
         "modelId": name,
-        "sha": COMMIT,
+        "sha": repo.commit,
         "private": repo.private,
-        "gated": "manual" if repo.gated else False,
+        "gated": repo.gate if repo.gated else False,
         "downloads": repo.downloads,
-        "likes": 5,
+        "likes": repo.likes,
+        "lastModified": repo.last_modified,
         "tags": list(repo.tags),
         "gguf": {"total": 135_000_000, "architecture": "llama", "context_length": 8192},
     }

@@ -4,17 +4,26 @@ from octavo.errors import InvalidInputError, ModelNotFoundError, UnsupportedMode
 from octavo.hub.hub_files import (
     HubAddress,
     HubFile,
-    choose_file,
+    HubRepository,
+    choose_variant,
     is_model_file,
     parse_address,
+    pickle_in,
     quantization_in,
+    variants_of,
 )
 
 REPOSITORY = HubAddress("acme/Tiny-GGUF")
 
 
-def files(*paths: str) -> list[HubFile]:
-    return [HubFile(path, 1 << 20, "0" * 64) for path in paths]
+def repository(*paths: str) -> HubRepository:
+    variants = variants_of([HubFile(path, 1 << 20, "0" * 64, "0" * 64) for path in paths])
+    return HubRepository("acme/Tiny-GGUF", "c" * 40, variants, pickle=pickle_in(paths))
+
+
+def choose(quant: str, *paths: str) -> list[str]:
+    variant = choose_variant(HubAddress("acme/Tiny-GGUF", quant), repository(*paths))
+    return [file.path for file in variant.files]
 
 
 @pytest.mark.parametrize(
@@ -101,35 +110,81 @@ def test_files_that_are_models_with_names_a_disk_can_carry(path: str, is_model: 
     ],
 )
 def test_the_one_that_is_meant(quant: str, chosen: str) -> None:
-    there = files("t-Q8_0.gguf", "t-Q4_0.gguf", "t-Q4_K_M.gguf", "deep/t-F16.gguf")
-    assert choose_file(HubAddress("acme/Tiny-GGUF", quant), there).path == chosen
+    there = ("t-Q8_0.gguf", "t-Q4_0.gguf", "t-Q4_K_M.gguf", "deep/t-F16.gguf")
+    assert choose(quant, *there) == [chosen]
 
 
 def test_the_only_file_needs_no_quantisation_in_its_name() -> None:
-    assert choose_file(REPOSITORY, files("model.gguf")).path == "model.gguf"
+    assert choose("", "model.gguf") == ["model.gguf"]
 
 
 def test_an_absent_quantisation_lists_what_there_is() -> None:
     with pytest.raises(ModelNotFoundError) as failure:
-        choose_file(HubAddress("acme/Tiny-GGUF", "Q2_K"), files("t-Q8_0.gguf", "t-Q4_0.gguf"))
-    assert "has no Q2_K. There is: Q8_0 (1.0 MiB), Q4_0 (1.0 MiB)." in failure.value.message
+        choose("Q2_K", "t-Q8_0.gguf", "t-Q4_0.gguf", "config.json", "model.safetensors")
+    assert (
+        "has no Q2_K. There is: Q8_0 (1.0 MiB), Q4_0 (1.0 MiB), safetensors (2.0 MiB)."
+        in failure.value.message
+    )
 
 
 def test_several_files_of_one_quantisation_are_named() -> None:
-    two = files("a-Q4_0.gguf", "b-Q4_0.gguf")
-    with pytest.raises(ModelNotFoundError, match=r"2 files .* are Q4_0: a-Q4_0.gguf, b-Q4_0.gguf"):
-        choose_file(HubAddress("acme/Tiny-GGUF", "Q4_0"), two)
-    with pytest.raises(ModelNotFoundError, match=r"no file that is the obvious choice. There is"):
-        choose_file(REPOSITORY, two)
+    two = ("a-Q4_0.gguf", "b-Q4_0.gguf")
+    with pytest.raises(ModelNotFoundError, match=r"2 models .* are Q4_0: a-Q4_0.gguf, b-Q4_0.gguf"):
+        choose("Q4_0", *two)
+    with pytest.raises(ModelNotFoundError, match=r"no model that is the obvious choice. There is"):
+        choose("", *two)
+    # Their labels are their paths then.
+    assert choose("B-Q4_0.gguf", *two) == ["b-Q4_0.gguf"]
 
 
-def test_a_split_model_is_refused_and_never_the_default() -> None:
-    parts = files("t-Q4_K_M-00001-of-00002.gguf", "t-Q4_K_M-00002-of-00002.gguf", "t-Q8_0.gguf")
-    assert choose_file(REPOSITORY, parts).path == "t-Q8_0.gguf"
-    with pytest.raises(UnsupportedModelError, match=r"split into 2 files.*Q4_K_M \(2.0 MiB\)"):
-        choose_file(HubAddress("acme/Tiny-GGUF", "Q4_K_M"), parts)
+def test_a_split_model_is_one_variant_of_all_its_parts() -> None:
+    parts = tuple(f"q/t-Q4_K_M-0000{n}-of-00003.gguf" for n in (2, 3, 1))
+    assert choose("q4_k_m", *parts, "t-Q8_0.gguf") == sorted(parts)
+    assert choose(sorted(parts)[1], *parts, "t-Q8_0.gguf") == sorted(parts)
+    assert choose("", *parts, "t-Q8_0.gguf") == ["t-Q8_0.gguf"]
+    (variant,) = repository(*parts).variants
+    assert (variant.label, variant.quantization, variant.size_bytes) == (
+        "Q4_K_M",
+        "Q4_K_M",
+        3 << 20,
+    )
+    # Without one of its parts nobody can run it.
+    assert [each.label for each in repository(*parts[1:], "t-Q8_0.gguf").variants] == ["Q8_0"]
 
 
-def test_no_files_at_all() -> None:
-    with pytest.raises(ModelNotFoundError, match="has no GGUF files"):
-        choose_file(REPOSITORY, [])
+def test_a_folder_is_config_weights_and_the_small_files_beside_and_nothing_else() -> None:
+    there = (
+        *("README.md", ".gitattributes", "modeling_tiny.py", "picture.png", "model.onnx"),
+        *("pytorch_model.bin", "original/consolidated.00.pth", "consolidated.safetensors"),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"),
+        *("model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors"),
+        *("model.safetensors.index.json", "onnx/model.safetensors"),
+    )
+    assert choose("", *there) == [
+        *("config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
+        *("chat_template.jinja", "model-00001-of-00002.safetensors"),
+        "model-00002-of-00002.safetensors",
+    ]
+    # As its reader does: one whole file goes before shards.
+    assert "model-00001-of-00002.safetensors" not in choose("", *there, "model.safetensors")
+
+
+def test_gguf_goes_before_safetensors() -> None:
+    assert choose("", "config.json", "model.safetensors", "t-Q3_K.gguf") == ["t-Q3_K.gguf"]
+    assert choose("SafeTensors", "config.json", "model.safetensors", "t-Q3_K.gguf") == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_what_is_there_as_a_pickle_only() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"only as a pickle \(pytorch_model.bin\)"):
+        choose("", "config.json", "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    "paths", [(), ("README.md",), ("config.json",), ("adapter_model.safetensors", "config.json")]
+)
+def test_no_model_at_all(paths: tuple[str, ...]) -> None:
+    with pytest.raises(ModelNotFoundError, match="no language model as GGUF or safetensors"):
+        choose("", *paths)

@@ -1,42 +1,41 @@
-import hashlib
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from octavo.checkpoint.gguf import read_gguf_header
-from octavo.checkpoint.header import CheckpointHeader
+from octavo.checkpoint.gguf import GGUFHeader, read_gguf_header
+from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
+from octavo.engine.checkpoint_parts import read_model_config
 from octavo.errors import (
     CheckpointError,
     DownloadError,
-    ModelNotFoundError,
-    OctavoError,
     StorageError,
     UnsupportedModelError,
 )
-from octavo.hub import hub_pull
+from octavo.hub import hub_inspect, hub_pull
 from octavo.hub.download import Patience
+from octavo.hub.hub_cache import HubCache
 from octavo.hub.hub_files import HubAddress
-from octavo.hub.hub_pull import HubPull, pull_from_hub
+from octavo.hub.hub_inspect import inspect_variant
+from octavo.hub.hub_pull import HubPull, pull_from_hub, pull_variant
 from octavo.hub.hugging_face import HuggingFace
 from octavo.hub.library import ModelLibrary
 from octavo.jobs import JobCancelled, JobControl, Progress
-from tests.hub.hub_server import CHUNK_BYTES, TOKEN, Fault, HubServer, Repo, serving_hub
-from tests.support.gguf_files import write_tiny_llama
+from tests.hub.hub_server import CHUNK_BYTES, COMMIT, TOKEN, Fault, HubServer, Repo, serving_hub
+from tests.support.gguf_files import TinyLlama, write_split_llama, write_tiny_llama
+from tests.support.model_folders import write_model_folder
 
 NAME = "acme/Tiny-GGUF"
 FILE = "tiny-Q4_0.gguf"
+FOLDER_NAME = "acme/Tiny-1B"
 MIB = 1 << 20
 IMPATIENT = Patience(
     read_timeout_s=0.3, first_pause_s=0.01, longest_pause_s=0.02, tries_without_progress=3
 )
+SHARDS = [f"model-0000{n}-of-00004.safetensors" for n in (1, 2, 3, 4)]
 
 
 def padded_gguf(folder: Path, num_bytes: int) -> bytes:
@@ -50,13 +49,24 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return padded_gguf(tmp_path_factory.mktemp("gguf"), 3 * MIB)
 
 
-def repos(content: bytes, *, gated: bool = False, private: bool = False) -> dict[str, Repo]:
-    return {NAME: Repo({"README.md": b"# Tiny", FILE: content}, gated=gated, private=private)}
+@pytest.fixture(scope="module")
+def folder_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A model in four shards with its small files, and what else lies about in repositories."""
+    folder = tmp_path_factory.mktemp("folder") / "model"
+    write_model_folder(folder, hidden_size=96, intermediate_size=512, max_shard_size="600KB")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(name for name in files if name.endswith(".safetensors")) == SHARDS
+    return files | {"README.md": b"# Tiny", "run.py": b"raise SystemExit", "x.bin": b"pickle"}
+
+
+def repos(content: bytes, *, gated: bool = False) -> dict[str, Repo]:
+    return {NAME: Repo({"README.md": b"# Tiny", FILE: content}, gated=gated)}
 
 
 def pull(
     server: HubServer,
-    models: Path,
+    root: Path,
+    name: str = NAME,
     *,
     quant: str = "",
     token: str = "",
@@ -65,17 +75,25 @@ def pull(
 ) -> HubPull:
     return pull_from_hub(
         HuggingFace(server.url, token),
-        HubAddress(NAME, quant),
-        models,
+        HubAddress(name, quant),
+        HubCache(root),
         control or JobControl(),
         check=check,
         patience=IMPATIENT,
     )
 
 
-def leftovers(models: Path) -> list[str]:
-    """What is left of downloads, but for the locks."""
-    return [path.name for path in (models / ".downloads").iterdir() if path.suffix != ".lock"]
+def leftovers(root: Path) -> list[str]:
+    """What is left of downloads."""
+    return [str(path) for path in root.rglob("*") if ".octavo" in path.parts and path.is_file()]
+
+
+def assert_folder(path: Path, files: dict[str, bytes]) -> None:
+    """The folder has exactly what the model needs of the repository's files."""
+    wanted = files.keys() - {"README.md", "run.py", "x.bin"}
+    assert {entry.name: entry.read_bytes() for entry in path.iterdir()} == {
+        name: files[name] for name in wanted
+    }
 
 
 def test_a_file_comes_into_the_library_with_every_byte_sent_once(
@@ -84,7 +102,8 @@ def test_a_file_comes_into_the_library_with_every_byte_sent_once(
     seen: list[Progress] = []
     with serving_hub(repos(content)) as server:
         pulled = pull(server, tmp_path, token=TOKEN, control=JobControl(seen.append))
-        assert pulled.path == tmp_path / "acme" / "Tiny-GGUF" / FILE
+        snapshot = tmp_path / "models--acme--Tiny-GGUF" / "snapshots" / COMMIT
+        assert pulled.path == snapshot / FILE
         assert pulled.path.read_bytes() == content
         assert server.num_bytes_sent == len(content)
         assert server.ranges == [f"bytes=0-{MIB - 1}", f"bytes={MIB}-"]
@@ -98,18 +117,91 @@ def test_a_file_comes_into_the_library_with_every_byte_sent_once(
         assert server.num_bytes_sent == len(content)
 
 
+def test_a_folder_comes_whole_with_every_byte_sent_once_and_one_progress(
+    tmp_path: Path, folder_files: dict[str, bytes]
+) -> None:
+    seen: list[Progress] = []
+    with serving_hub({FOLDER_NAME: Repo(folder_files)}) as server:
+        pulled = pull(
+            server, tmp_path, FOLDER_NAME, control=JobControl(seen.append), check=read_model_config
+        )
+        assert_folder(pulled.path, folder_files)
+        assert server.num_bytes_sent == pulled.variant.size_bytes
+    stage = f"Downloading {FOLDER_NAME}"
+    done = [progress.done for progress in seen if progress.stage == stage]
+    assert done == sorted(done)
+    assert seen[-1] == Progress(stage, pulled.variant.size_bytes, pulled.variant.size_bytes)
+    assert {progress.total for progress in seen if progress.stage == stage} == {seen[-1].total}
+    assert leftovers(tmp_path) == []
+    assert read_checkpoint(pulled.path).num_parameters > 0
+    (listed,) = HubCache(tmp_path).models()
+    assert (listed.path, listed.repository) == (pulled.path, FOLDER_NAME)
+
+
+def test_what_was_read_for_a_look_is_not_fetched_again(
+    tmp_path: Path, content: bytes, folder_files: dict[str, bytes]
+) -> None:
+    there = repos(content) | {FOLDER_NAME: Repo(folder_files)}
+    with serving_hub(there) as server:
+        hub = HuggingFace(server.url)
+        for name in there:
+            repository = hub.repository(HubAddress(name))
+            (variant,) = repository.variants
+            server.num_bytes_sent = 0
+            header = inspect_variant(hub, repository, variant, tmp_path / "c", JobControl())
+            assert 0 < server.num_bytes_sent <= max(MIB, variant.size_bytes // 2)
+            path = pull_variant(
+                hub,
+                repository,
+                variant,
+                HubCache(tmp_path / "hub"),
+                JobControl(),
+                check=lambda header: None,
+                cache_dir=tmp_path / "c",
+            )
+            assert server.num_bytes_sent == variant.size_bytes
+            assert read_checkpoint(path).tensor_bytes == header.tensor_bytes
+
+
+def test_the_parts_of_a_split_model_come_together(tmp_path: Path) -> None:
+    paths = write_split_llama(tmp_path, TinyLlama())
+    parts = {f"q/{path.name}": path.read_bytes() for path in paths}
+    with serving_hub({NAME: Repo(parts)}) as server:
+        pulled = pull(server, tmp_path / "hub", check=read_model_config)
+        assert server.num_bytes_sent == pulled.variant.size_bytes
+    assert pulled.path.name == "tiny-00001-of-00003.gguf"
+    assert {f"q/{path.name}": path.read_bytes() for path in pulled.path.parent.iterdir()} == parts
+    (listed,) = HubCache(tmp_path / "hub").models()
+    assert (listed.path, listed.size_bytes) == (pulled.path, sum(map(len, parts.values())))
+    assert HubCache(tmp_path / "hub").remove(pulled.path) == listed.size_bytes
+
+
 def test_what_the_engine_cannot_run_is_refused_after_its_header(
-    tmp_path: Path, content: bytes
+    tmp_path: Path, content: bytes, folder_files: dict[str, bytes]
 ) -> None:
     def refuse(header: CheckpointHeader) -> None:
         raise UnsupportedModelError(f"Octavo does not run {header.architecture}.")
 
-    with serving_hub(repos(content)) as server:
-        with pytest.raises(UnsupportedModelError, match="does not run llama"):
-            pull(server, tmp_path, check=refuse)
-        assert server.num_bytes_sent <= MIB
+    there = repos(content) | {FOLDER_NAME: Repo(folder_files)}
+    with serving_hub(there) as server:
+        for name in there:
+            server.num_bytes_sent = 0
+            with pytest.raises(UnsupportedModelError, match="does not run llama"):
+                pull(server, tmp_path, name, check=refuse)
+            assert server.num_bytes_sent <= MIB
     assert leftovers(tmp_path) == []
-    assert not (tmp_path / "acme").exists()
+    assert not list(tmp_path.glob("models--*"))
+
+
+def test_an_architecture_that_is_not_run_in_the_engines_own_words(
+    tmp_path: Path, folder_files: dict[str, bytes]
+) -> None:
+    config = folder_files["config.json"].replace(b'"llama"', b'"mamba9"')
+    with (
+        serving_hub({FOLDER_NAME: Repo(folder_files | {"config.json": config})}) as server,
+        pytest.raises(UnsupportedModelError, match="mamba9"),
+    ):
+        pull(server, tmp_path, FOLDER_NAME, check=read_model_config)
 
 
 def test_what_is_no_gguf_file_is_refused_after_its_first_bytes(tmp_path: Path) -> None:
@@ -123,7 +215,7 @@ def test_what_is_no_gguf_file_is_refused_after_its_first_bytes(tmp_path: Path) -
 def test_a_header_longer_than_what_is_fetched_first(
     tmp_path: Path, content: bytes, first_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_pull, "_FIRST_BYTES", first_bytes)
+    monkeypatch.setattr(hub_inspect, "_FIRST_GGUF_BYTES", first_bytes)
     headers: list[CheckpointHeader] = []
     with serving_hub(repos(content)) as server:
         path = pull(server, tmp_path, check=headers.append).path
@@ -135,7 +227,10 @@ def test_a_header_longer_than_what_is_fetched_first(
         whole.tensor_bytes,
     )
     assert getattr(header, "metadata", None) == whole.metadata
-    assert getattr(header, "tensors", None) == whole.tensors
+    assert isinstance(header, GGUFHeader)
+    assert {name: (each.shape, each.offset) for name, each in header.tensors.items()} == {
+        name: (each.shape, each.offset) for name, each in whole.tensors.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -159,14 +254,62 @@ def test_faults_on_the_way(tmp_path: Path, content: bytes, faults: list[Fault]) 
     assert leftovers(tmp_path) == []
 
 
-def test_wrong_bytes_twice_are_an_error(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param({"drop_after": 4 * CHUNK_BYTES}, id="drop"),
+        pytest.param({"stall_after": 4 * CHUNK_BYTES}, id="stall"),
+        pytest.param({"ignores_range": True}, id="ignored-range"),
+        pytest.param({"content": b"y" * 700_000}, id="wrong-bytes"),
+        pytest.param({"tag": '"other"'}, id="changed-etag"),
+        pytest.param({"status": 403}, id="expired-address"),
+        pytest.param({"status": 429, "headers": {"Retry-After": "0"}}, id="429"),
+        pytest.param({"status": 503}, id="503"),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.json", SHARDS[1]])
+def test_faults_of_one_file_of_several(
+    tmp_path: Path,
+    folder_files: dict[str, bytes],
+    fault: dict[str, object],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if name == "config.json" and fault.get("status") == 403:
+        # The hub itself sends small files; its 403 is no address that has expired.
+        fault = {"status": 500}
+    # The first request reads the header, the second the rest.
+    monkeypatch.setattr(hub_inspect, "_FIRST_SAFETENSORS_BYTES", 65536)
+    broken = Fault(file=name, **fault)  # type: ignore[arg-type]
+    before = [] if name == "config.json" else [Fault(file=name)]
+    with serving_hub({FOLDER_NAME: Repo(folder_files)}, *before, broken) as server:
+        assert_folder(pull(server, tmp_path, FOLDER_NAME).path, folder_files)
+        assert server.faults == []
+        # The others are not asked for again.
+        assert server.requested.count(SHARDS[0]) == 2
+    assert leftovers(tmp_path) == []
+
+
+def test_wrong_bytes_for_ever_are_an_error(
+    tmp_path: Path, content: bytes, folder_files: dict[str, bytes]
+) -> None:
     wrong = Fault(content=content[:MIB] + b"y" * 2 * MIB)
     with (
         serving_hub(repos(content), *[wrong] * 4) as server,
         pytest.raises(DownloadError, match=r"does not send the right file: its sha256 is"),
     ):
         pull(server, tmp_path)
-    assert not (tmp_path / "acme").exists()
+    small = Fault(file="tokenizer_config.json", content=b"{}".ljust(99))
+    files = folder_files | {"tokenizer_config.json": b"{1}".ljust(99)}
+    with serving_hub({FOLDER_NAME: Repo(files)}, *[small] * 4) as server:
+        with pytest.raises(DownloadError, match=r"does not send the right file: its git sha1 is"):
+            pull(server, tmp_path, FOLDER_NAME)
+        # Nobody sees half a model, and what did arrive is not fetched again.
+        assert HubCache(tmp_path).models() == []
+        server.faults.clear()
+        server.requested.clear()
+        assert_folder(pull(server, tmp_path, FOLDER_NAME).path, files)
+        assert "config.json" not in server.requested
 
 
 def test_an_address_that_is_always_refused_is_given_up(tmp_path: Path, content: bytes) -> None:
@@ -175,6 +318,18 @@ def test_an_address_that_is_always_refused_is_given_up(tmp_path: Path, content: 
         pytest.raises(DownloadError, match=r"3 times in a row: the signed address has expired"),
     ):
         pull(server, tmp_path)
+
+
+def test_files_that_vanish_or_are_refused_meanwhile(
+    tmp_path: Path, folder_files: dict[str, bytes]
+) -> None:
+    for status, words in ((404, "does not have the file: 404"), (401, "settings or .HF_TOKEN")):
+        fault = Fault(file="tokenizer_config.json", status=status)
+        with (
+            serving_hub({FOLDER_NAME: Repo(folder_files)}, fault) as server,
+            pytest.raises(DownloadError, match=words),
+        ):
+            pull(server, tmp_path, FOLDER_NAME)
 
 
 def test_a_cancelled_pull_goes_on_later(tmp_path: Path, content: bytes) -> None:
@@ -188,156 +343,113 @@ def test_a_cancelled_pull_goes_on_later(tmp_path: Path, content: bytes) -> None:
         assert int(server.ranges[-1].strip("bytes=-")) > 2 * MIB
 
 
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.75])
+def test_a_cancelled_pull_of_a_folder_goes_on_at_any_point(
+    tmp_path: Path, folder_files: dict[str, bytes], share: float
+) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.stage.startswith("Downloading") and (progress.fraction or 0) >= share:
+            control.cancel()
+
+    control = JobControl(stop)
+    with serving_hub({FOLDER_NAME: Repo(folder_files)}) as server:
+        server.pause_s = 0.003
+        with pytest.raises(JobCancelled):
+            pull(server, tmp_path, FOLDER_NAME, control=control)
+        server.pause_s = 0.0
+        assert HubCache(tmp_path).models() == []
+        pulled = pull(server, tmp_path, FOLDER_NAME)
+        assert_folder(pulled.path, folder_files)
+        # What was on its way when it was cancelled.
+        assert server.num_bytes_sent < 1.2 * pulled.variant.size_bytes
+
+
+def test_a_new_commit_shares_what_is_the_same(
+    tmp_path: Path, folder_files: dict[str, bytes]
+) -> None:
+    repo = Repo(dict(folder_files))
+    with serving_hub({FOLDER_NAME: repo}) as server:
+        pull(server, tmp_path, FOLDER_NAME)
+        repo.commit, server.num_bytes_sent = "b" * 40, 0
+        repo.files["generation_config.json"] = b'{"eos_token_id": 2}'
+        server.requested.clear()
+        pulled = pull(server, tmp_path, FOLDER_NAME)
+        assert_folder(pulled.path, repo.files)
+        # The headers are looked at again, by commit; of the rest but what is new.
+        assert server.requested.count("generation_config.json") == 1
+        assert "tokenizer.json" not in server.requested
+    assert (tmp_path / "models--acme--Tiny-1B" / "refs" / "main").read_text() == "b" * 40
+
+
+def test_what_is_damaged_of_a_model_that_is_here_is_fetched_anew(
+    tmp_path: Path, folder_files: dict[str, bytes]
+) -> None:
+    with serving_hub({FOLDER_NAME: Repo(folder_files)}) as server:
+        pulled = pull(server, tmp_path, FOLDER_NAME)
+        damaged = (pulled.path / SHARDS[2]).resolve()
+        damaged.write_bytes(bytes(damaged.stat().st_size))
+        server.requested.clear()
+        assert_folder(pull(server, tmp_path, FOLDER_NAME).path, folder_files)
+        assert SHARDS[2] in server.requested
+
+
+def test_two_at_once_download_once(tmp_path: Path, folder_files: dict[str, bytes]) -> None:
+    begun = threading.Event()
+    stages: set[str] = set()
+
+    def first_progress(progress: Progress) -> None:
+        if progress.stage.startswith("Downloading"):
+            begun.set()
+
+    with serving_hub({FOLDER_NAME: Repo(folder_files)}) as server:
+        server.pause_s = 0.002
+        control = JobControl(first_progress)
+        first = threading.Thread(
+            target=pull, args=(server, tmp_path, FOLDER_NAME), kwargs={"control": control}
+        )
+        first.start()
+        assert begun.wait(10)
+        control = JobControl(lambda progress: stages.add(progress.stage))
+        pulled = pull(server, tmp_path, FOLDER_NAME, control=control)
+        first.join(10)
+        assert server.num_bytes_sent == pulled.variant.size_bytes
+    assert f"Waiting for another Octavo that fetches {FOLDER_NAME}" in stages
+
+
 def test_a_gated_model(tmp_path: Path, content: bytes) -> None:
     with serving_hub(repos(content, gated=True)) as server:
-        with pytest.raises(DownloadError, match=r"gated: .*set \$HF_TOKEN"):
+        with pytest.raises(DownloadError, match=r"gated: .*settings or \$HF_TOKEN"):
             pull(server, tmp_path)
-        with pytest.raises(DownloadError, match=r"gated, and the account of \$HF_TOKEN has no"):
+        with pytest.raises(DownloadError, match=r"gated, and the account of the token has no"):
             pull(server, tmp_path, token="hf_other")
-        assert not list(tmp_path.iterdir())
+        assert server.num_bytes_sent == 0
         assert pull(server, tmp_path, token=TOKEN).path.read_bytes() == content
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(
-    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folder_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=MIB))
     with (
-        serving_hub(repos(content)) as server,
-        pytest.raises(StorageError, match=r"needs 3.0 MiB in .*1.0 MiB are free.*Make 2.0 MiB"),
+        serving_hub({FOLDER_NAME: Repo(folder_files)}) as server,
+        pytest.raises(StorageError, match=r"needs .* MiB in .*1.0 MiB are free.*Make "),
     ):
-        pull(server, tmp_path)
+        pull(server, tmp_path, FOLDER_NAME)
     assert server.num_bytes_sent == 0
 
 
-@pytest.mark.parametrize(
-    ("status", "headers", "words"),
-    [
-        (401, {}, "401"),
-        (403, {}, r"refuses the request \(403\)"),
-        (404, {}, "status 404"),
-        (429, {"Retry-After": "7"}, r"too many requests.*in 7 s.*\$HF_TOKEN raises"),
-        (503, {}, r"problem of its own \(503\)"),
-        (200, {}, "does not answer as a hub does"),
-    ],
-)
-@pytest.mark.parametrize("question", ["search", "repository"])
-def test_a_hub_that_says_no(
-    status: int, headers: dict[str, str], words: str, question: str
-) -> None:
-    with serving_hub({}) as server:
-        server.status, server.status_headers = status, headers
-        hub = HuggingFace(server.url)
-        with pytest.raises(OctavoError) as failure:
-            _ = hub.search("x") if question == "search" else hub.repository(HubAddress(NAME))
-    if status not in (401, 404):
-        failure.match(words)
-    assert isinstance(failure.value, DownloadError | ModelNotFoundError)
-    assert failure.value.hint
-    assert "Traceback" not in str(failure.value)
-
-
-def test_nobody_there() -> None:
-    with serving_hub({}) as server:
-        hub = HuggingFace(server.url)
-    with pytest.raises(DownloadError, match=r"cannot be reached.*\$HF_ENDPOINT"):
-        hub.search("x")
-    with pytest.raises(DownloadError, match="cannot be reached"):
-        hub.repository(HubAddress(NAME))
-
-
-def test_no_such_repository_revision_or_login(content: bytes) -> None:
-    with serving_hub(repos(content, private=True)) as server:
-        hub = HuggingFace(server.url)
-        with pytest.raises(ModelNotFoundError, match=r"no model acme/None, or it is private"):
-            hub.repository(HubAddress("acme/None"))
-        with pytest.raises(ModelNotFoundError, match=r"private and \$HF_TOKEN is not set"):
-            hub.repository(HubAddress(NAME))
-        known = HuggingFace(server.url, TOKEN)
-        assert [file.path for file in known.repository(HubAddress(NAME)).files] == [FILE]
-        with pytest.raises(ModelNotFoundError, match="no such revision"):
-            known.repository(HubAddress(NAME, revision="v9"))
-
-
-def test_search_lists_gguf_repositories_by_downloads() -> None:
-    there = {f"bulk/m{n:02d}-GGUF": Repo({"a.gguf": b"1"}, downloads=n) for n in range(9)}
-    there["acme/weights"] = Repo({"m.safetensors": b"1"}, tags=("text-generation",))
-    there["acme/gated-GGUF"] = Repo({"a.gguf": b"1"}, gated=True, downloads=5000)
-    with serving_hub(there) as server:
-        found = HuggingFace(server.url).search("m0", limit=3)
-        assert [model.repository for model in found] == [f"bulk/m{n:02d}-GGUF" for n in (8, 7, 6)]
-        assert (found[0].architecture, found[0].num_parameters) == ("llama", 135_000_000)
-        (gated,) = HuggingFace(server.url).search("gated")
-        assert gated.is_gated
-        assert gated.downloads == 5000
-        assert HuggingFace(server.url).search("nothing") == []
-
-
-# Imports once and forks for each try: what is killed is a real process, its start is not measured.
-PULLER = """
-import os
-import sys
-from pathlib import Path
-from octavo.hub.hub_files import HubAddress
-from octavo.hub.hub_pull import pull_from_hub
-from octavo.hub.hugging_face import HuggingFace
-from octavo.jobs import JobControl
-import huggingface_hub
-huggingface_hub.HfApi, huggingface_hub.hf_hub_url
-_, url, name, models = sys.argv
-for _ in sys.stdin:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            pull_from_hub(
-                HuggingFace(url), HubAddress(name), Path(models), JobControl(),
+def test_offline_by_the_settings(tmp_path: Path, content: bytes) -> None:
+    with serving_hub(repos(content)) as server:
+        repository = HuggingFace(server.url).repository(HubAddress(NAME))
+        offline = HuggingFace(server.url, is_offline=True)
+        (variant,) = repository.variants
+        with pytest.raises(DownloadError, match="offline by its settings"):
+            pull_variant(
+                offline,
+                repository,
+                variant,
+                HubCache(tmp_path),
+                JobControl(),
                 check=lambda header: None,
             )
-            os._exit(0)
-        finally:
-            os._exit(1)
-    print(pid, flush=True)
-    print(os.waitpid(pid, 0)[1], flush=True)
-"""
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9 here")
-@pytest.mark.parametrize(
-    "size_bytes", [20_000_000, pytest.param(100_000_000, marks=pytest.mark.slow)]
-)
-def test_killed_ten_times_it_arrives_with_two_percent_more_at_most(
-    tmp_path: Path, size_bytes: int
-) -> None:
-    content = padded_gguf(tmp_path, size_bytes)
-    models = tmp_path / "models"
-    chance = random.Random(7)
-    kill_points = sorted(chance.randrange(size_bytes) for _ in range(10))
-    with (
-        serving_hub(repos(content)) as server,
-        subprocess.Popen(
-            [sys.executable, "-c", PULLER, server.url, NAME, str(models)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as puller,
-    ):
-        assert puller.stdin is not None
-        assert puller.stdout is not None
-        # Some 8 MB/s: what is on its way when the process dies is lost.
-        server.pause_s = 0.001
-        for point in kill_points:
-            print(file=puller.stdin, flush=True)
-            pid = int(puller.stdout.readline())
-            while server.num_bytes_sent < point:
-                time.sleep(0.001)
-            os.kill(pid, signal.SIGKILL)
-            assert int(puller.stdout.readline()) == signal.SIGKILL
-        print(file=puller.stdin, flush=True)
-        puller.stdout.readline()
-        assert int(puller.stdout.readline()) == 0
-        puller.stdin.close()
-        sent_bytes = server.num_bytes_sent
-    arrived = (models / "acme" / "Tiny-GGUF" / FILE).read_bytes()
-    assert hashlib.sha256(arrived).digest() == hashlib.sha256(content).digest()
-    assert sent_bytes <= 1.02 * size_bytes
-    assert leftovers(models) == []
+    assert server.num_bytes_sent == 0

@@ -31,6 +31,14 @@ static int optional(void *handle) {
     return failed ? failed : number("FAKE_NVML_BARE", 0) ? NOT_SUPPORTED : 0;
 }
 
+/* With FAKE_NVML_VARY set, a little more or less at each call, as of a card at work. */
+static unsigned jitter(unsigned range) {
+    static unsigned state = 1;
+    if (!getenv("FAKE_NVML_VARY")) return 0;
+    state = state * 1103515245u + 12345u;
+    return (state >> 16) % range;
+}
+
 static int started = 0;
 int nvmlInit_v2(void) {
     FILE *log = fopen(getenv("FAKE_NVML_LOG") ? getenv("FAKE_NVML_LOG") : "/dev/null", "a");
@@ -62,7 +70,7 @@ int nvmlDeviceGetMemoryInfo(void *handle, memory_t *memory) {
 }
 #ifndef OLD_DRIVER
 int nvmlDeviceGetMemoryInfo_v2(void *handle, memory_v2_t *memory) {
-    memory->total = 24 * GIB; memory->reserved = GIB; memory->used = 3 * GIB; memory->free = 20 * GIB;
+    memory->total = 24 * GIB; memory->reserved = GIB; memory->used = 3 * GIB + ((unsigned long long)jitter(2048) << 20); memory->free = 20 * GIB;
     return optional(handle);
 }
 int nvmlDeviceGetGraphicsRunningProcesses_v3(void *handle, unsigned *count, process_t *processes) {
@@ -84,20 +92,20 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, proce
 }
 #endif
 int nvmlDeviceGetUtilizationRates(void *handle, rates_t *rates) {
-    rates->gpu = 87; rates->memory = 20;
+    rates->gpu = 87 - jitter(80); rates->memory = 20;
     return optional(handle);
 }
 int nvmlDeviceGetTemperature(void *handle, int sensor, unsigned *degrees) {
-    (void)sensor; *degrees = 61;
+    (void)sensor; *degrees = 61 - jitter(8);
     return optional(handle);
 }
 int nvmlDeviceGetPowerUsage(void *handle, unsigned *milliwatts) {
-    *milliwatts = 215300;
+    *milliwatts = 215300 + 1000 * jitter(200);
     return number("FAKE_NVML_NO_POWER", 0) ? 4 /* NO_PERMISSION */ : optional(handle);
 }
 int nvmlDeviceGetEnforcedPowerLimit(void *handle, unsigned *milliwatts) { *milliwatts = 450000; return optional(handle); }
 int nvmlDeviceGetClockInfo(void *handle, int type, unsigned *mhz) {
-    *mhz = type == 2 ? 10501 : 2520;
+    *mhz = type == 2 ? 10501 : 2520 - 15 * jitter(20);
     return optional(handle);
 }
 int nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor) {

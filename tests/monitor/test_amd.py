@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from octavo.monitor.amd import AmdProbe
+from octavo.monitor.catalog import load_gpu_catalog
+from octavo.monitor.chip_names import ChipNames
 from octavo.monitor.readings import GpuReading
 from tests.monitor.machine_readings import write_files
 
@@ -44,7 +46,9 @@ def test_files_that_are_missing_are_none(tmp_path: Path) -> None:
     write_files(
         tmp_path / "card0" / "device", gpu_busy_percent="busy", hwmon__hwmon1__name="amdgpu"
     )
-    assert AmdProbe(tmp_path).read() == (GpuReading(name="AMD card [1002:1638]"),)
+    assert AmdProbe(tmp_path, ChipNames({})).read() == (
+        GpuReading(name="AMD graphics card 1002:1638"),
+    )
 
 
 def test_newer_kernels_name_the_power_differently(tmp_path: Path) -> None:
@@ -69,3 +73,9 @@ def test_a_card_that_goes_away(tmp_path: Path) -> None:
     assert probe.read()[0].problem == ""
     device.rename(tmp_path / "gone")
     assert probe.read()[0].problem == "The driver no longer lists this card."
+
+
+def test_a_card_without_a_product_name_is_named_by_its_id(tmp_path: Path) -> None:
+    write_files(tmp_path / "card0" / "device", vendor="0x1002", device="0x744C")
+    names = ChipNames(load_gpu_catalog().names, files=())
+    assert AmdProbe(tmp_path, names).read()[0].name == "Radeon RX 7900 XT / 7900 XTX / 7900 GRE"

@@ -10,6 +10,7 @@ import pytest
 from octavo.cli import doctor
 from octavo.engine.device import MIN_COMPUTE_CAPABILITY
 from octavo.monitor.catalog import GpuCatalog, load_gpu_catalog
+from octavo.monitor.chip_names import ChipNames
 from octavo.monitor.inventory import InventoryCard, take_inventory
 from octavo.monitor.nvml import NvmlCard, NvmlProbe
 from octavo.monitor.pci import find_pci_cards
@@ -37,7 +38,8 @@ def catalog() -> GpuCatalog:
 
 def inventory(root: Path, *cards: NvmlCard, problem: str = "") -> list[InventoryCard]:
     probe = FakeNvmlProbe(*cards, problem=problem)
-    return take_inventory(nvml=probe, pci_cards=find_pci_cards(root))
+    names = ChipNames(load_gpu_catalog().names, files=())
+    return take_inventory(nvml=probe, pci_cards=find_pci_cards(root), chip_names=names)
 
 
 def answers(card: InventoryCard) -> dict[str, bool | None]:
@@ -145,7 +147,10 @@ def test_unknown_cards_keep_what_they_say(tmp_path: Path) -> None:
     link = {"max_link_speed": "8.0 GT/s PCIe", "max_link_width": "16"}
     add_pci_device(tmp_path, "0000:01:00.0", "10de:fff0", **link)
     [unlisted] = inventory(tmp_path, problem=NO_DRIVER)
-    assert (unlisted.model, unlisted.interface) == ("NVIDIA card [10de:fff0]", "PCIe 3.0 x16")
+    assert (unlisted.model, unlisted.interface) == (
+        "graphics card 10de:fff0",
+        "PCIe 3.0 x16",
+    )
     assert (unlisted.vram_text, unlisted.compute_capability_text) == ("unknown", "unknown")
     assert set(answers(unlisted).values()) == {None}
     [reported] = inventory(
@@ -164,7 +169,8 @@ def test_other_makers(tmp_path: Path) -> None:
     add_pci_device(tmp_path, "0000:00:02.0", "8086:9bc5", max_link_width="0")
     add_pci_device(tmp_path, "0000:00:03.0", "1234:1111")
     intel, radeon = inventory(tmp_path)
-    assert (intel.model, intel.interface) == ("Intel card [8086:9bc5]", None)
+    assert (intel.model, intel.interface) == ("UHD Graphics 630", None)
+    assert radeon.model == "Radeon RX 6800 / 6800 XT / 6900 XT"
     assert (radeon.vram_text, radeon.interface) == ("16.0 GiB", "PCIe 4.0 x16")
     for card in (intel, radeon):
         assert answers(card)["Octavo"] is False

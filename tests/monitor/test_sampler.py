@@ -176,3 +176,24 @@ async def test_a_failing_probe_does_not_block_the_next_listener() -> None:
     sampler.listen(heard.append)
     await until(lambda: bool(heard))
     sampler.close()
+
+
+async def test_a_slow_listener_alone_slows_the_readings() -> None:
+    probe = CountingProbe()
+    sampler = Sampler(probe, INTERVAL_S)
+    slow: list[MachineReading] = []
+    fast: list[MachineReading] = []
+    stop_slow = sampler.listen(slow.append, interval_s=4 * INTERVAL_S)
+    await until(lambda: len(slow) >= 2)
+    assert probe.times_s[1] - probe.times_s[0] >= 4 * INTERVAL_S * 0.98
+    num_before, num_slow = len(probe.times_s), len(slow)
+    joined_s = time.monotonic()
+    stop_fast = sampler.listen(fast.append)
+    await until(lambda: len(fast) >= 1)
+    assert fast[0].time_s - joined_s < 3 * INTERVAL_S, "it does not wait for the slow one's turn"
+    await until(lambda: len(fast) >= 8)
+    assert len(slow) - num_slow <= len(fast) // 2
+    assert len(probe.times_s) - num_before <= len(fast) + 1, "both hear the same readings"
+    stop_fast()
+    stop_slow()
+    sampler.close()

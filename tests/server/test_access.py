@@ -6,7 +6,7 @@ import httpx
 import openai
 import pytest
 
-from octavo.errors import ForeignSiteError
+from octavo.errors import ForeignSiteError, InvalidInputError
 from octavo.host import ModelHost
 from octavo.hub.library import ModelLibrary
 from octavo.server.access import AccessRules
@@ -94,7 +94,99 @@ def test_our_own_names_and_pages_are_let_in(served: Served) -> None:
 
 def test_further_names_are_let_in_where_they_are_ours() -> None:
     rules = AccessRules(host_names=("workstation",))
-    rules.check([(b"host", b"Workstation:8000")])
+    rules.check_site([(b"host", b"Workstation:8000")])
     for headers in ([], [(b"host", b"a"), (b"host", b"workstation")], [(b"host", b"[::")]):
         with pytest.raises(ForeignSiteError):
-            rules.check(headers)
+            rules.check_site(headers)
+
+
+ORIGIN = "https://app.example.org"
+
+
+@pytest.fixture(scope="module")
+def open_to_a_page(loaded_host: ModelHost, library: ModelLibrary) -> Iterator[str]:
+    server = ServerThread(loaded_host, library)
+    origins = (ORIGIN, "http://localhost:3000")
+    yield server.start(port=0, key=KEY, allowed_origins=origins).url
+    assert server.stop()
+
+
+def headers_with_key(origin: str) -> dict[bytes, bytes]:
+    return {b"Origin": origin.encode(), b"Authorization": f"Bearer {KEY}".encode()}
+
+
+def preflight(url: str, origin: str) -> httpx.Response:
+    headers = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+        "Access-Control-Request-Private-Network": "true",
+    }
+    return httpx.options(f"{url}/v1/chat/completions", headers=headers)
+
+
+def test_an_allowed_page_may_ask_with_the_key(open_to_a_page: str) -> None:
+    answer = preflight(open_to_a_page, ORIGIN)
+    assert answer.status_code == 204
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert "authorization" in answer.headers["access-control-allow-headers"]
+    assert answer.headers["access-control-allow-private-network"] == "true"
+    assert answer.headers["vary"] == "Origin"
+    assert "access-control-allow-credentials" not in answer.headers
+    url = f"{open_to_a_page}/v1/models"
+    models = httpx.get(url, headers=headers_with_key(ORIGIN))
+    assert models.status_code == 200
+    assert models.headers["access-control-allow-origin"] == ORIGIN
+    other = httpx.get(url, headers=headers_with_key("http://localhost:3000"))
+    assert other.headers["access-control-allow-origin"] == "http://localhost:3000"
+    refused = httpx.get(url, headers={"Origin": ORIGIN})
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == ORIGIN, "the page can read why"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        "http://app.example.org",
+        "https://app.example.org:8443",
+        "https://app.example.org.evil.example",
+        "https://x.app.example.org",
+        "null",
+        "*",
+    ],
+)
+def test_every_other_page_is_refused(open_to_a_page: str, origin: str) -> None:
+    headers = headers_with_key(origin)
+    for answer in (
+        preflight(open_to_a_page, origin),
+        httpx.get(f"{open_to_a_page}/v1/models", headers=headers),
+    ):
+        assert answer.status_code == 403
+        assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+def test_a_host_that_is_not_ours_is_refused_to_an_allowed_page_too(open_to_a_page: str) -> None:
+    headers = {"Origin": ORIGIN, "Host": "evil.example"}
+    assert httpx.get(f"{open_to_a_page}/health", headers=headers).status_code == 403
+
+
+def test_several_origins_at_once_are_refused() -> None:
+    rules = AccessRules(allowed_origins=(ORIGIN,))
+    headers = [(b"host", b"localhost"), (b"origin", ORIGIN.encode()), (b"origin", ORIGIN.encode())]
+    with pytest.raises(ForeignSiteError):
+        rules.check_site(headers)
+
+
+@pytest.mark.parametrize("origin", ["*", "app.example.org", "https://a.example/path", ""])
+def test_what_names_no_page_is_refused_at_the_start(
+    loaded_host: ModelHost, library: ModelLibrary, origin: str
+) -> None:
+    server = ServerThread(loaded_host, library)
+    with pytest.raises(InvalidInputError, match="names no web pages") as caught:
+        server.start(port=0, allowed_origins=[origin])
+    assert server.start_error is caught.value
+    server.start(port=0, allowed_origins=[ORIGIN])
+    assert server.start_error is None
+    assert server.stop()

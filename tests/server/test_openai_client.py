@@ -122,8 +122,66 @@ def test_completion_logprobs(client: openai.OpenAI, stream: bool) -> None:
     tokens = [token for one in choices for token in one.logprobs.tokens]
     offsets = [offset for one in choices for offset in one.logprobs.text_offset]
     assert len(tokens) == 8
-    assert offsets == [len("".join(tokens[:i])) for i in range(8)]
+    assert any(token.startswith("bytes:\\x") for token in tokens)
+    texts = ["\ufffd" if token.startswith("bytes:") else token for token in tokens]
+    assert offsets == [len("".join(texts[:i])) for i in range(8)]
     assert all(len(top) == 2 for one in choices for top in one.logprobs.top_logprobs)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("as_tokens", [False, True])
+def test_an_echoed_prompt_comes_first(
+    client: openai.OpenAI, served: Served, stream: bool, as_tokens: bool
+) -> None:
+    tokenizer = served.host.tokenizer
+    token_ids = tokenizer.encode("the world", add_bos=tokenizer.adds_bos)
+    prompt = token_ids if as_tokens else "the world"
+    begin = tokenizer.decode(token_ids, skip_special_tokens=False) if as_tokens else "the world"
+    plain = complete(client, prompt=prompt).choices[0].text
+    answer = complete(client, prompt=prompt, echo=True, logprobs=2, stream=stream)
+    choices = [choice for chunk in answer for choice in chunk.choices] if stream else answer.choices
+    assert "".join(choice.text for choice in choices) == begin + plain
+    first = choices[0].logprobs
+    assert first.token_logprobs[0] is first.top_logprobs[0] is None
+    assert all(value <= 0 for value in first.token_logprobs[1:])
+    offsets = [offset for one in choices for offset in one.logprobs.text_offset]
+    assert len(offsets) == len(token_ids) + 8
+    assert offsets == sorted(offsets)
+    assert offsets[len(token_ids)] in (len(begin), len(begin) + tokenizer.strips_leading_space)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_each_choice_echoes_its_prompt(client: openai.OpenAI, stream: bool) -> None:
+    answer = complete(client, prompt=["hello", "the world"], echo=True, n=2, stream=stream)
+    texts = ["", "", "", ""]
+    for part in answer if stream else [answer]:
+        for choice in part.choices:
+            texts[choice.index] += choice.text
+    assert [text.startswith("hello") for text in texts] == [True, True, False, False]
+    assert [text.startswith("the world") for text in texts] == [False, False, True, True]
+    with pytest.raises(openai.BadRequestError, match="answered once") as caught:
+        complete(client, echo=True, logprobs=1, n=2)
+    assert caught.value.param == "n"
+
+
+def test_masks_dry_and_xtc_arrive(client: openai.OpenAI, served: Served) -> None:
+    letter_a, letter_b = (served.host.tokenizer.encode(f"\n{text}")[-1] for text in "AB")
+
+    def text(**extra: Any) -> str:
+        options = {key: extra.pop(key) for key in ("logit_bias", "temperature") if key in extra}
+        choices = complete(client, extra_body=ENDLESS | extra, **options).choices
+        return str(choices[0].text)
+
+    both = [letter_a, letter_b]
+    assert set(text(allowed_token_ids=both)) <= {"A", "B"}
+    assert set(text(allowed_token_ids=both, bad_words=["A"])) == {"B"}
+    loop = {str(letter_a): 100}
+    assert text(logit_bias=loop) == "AAAAAAAA"
+    assert text(logit_bias=loop, dry_multiplier=100.0, dry_allowed_length=1) != "AAAAAAAA"
+    pair = {str(letter_a): 100, str(letter_b): 98}
+    xtc = {"xtc_probability": 1.0, "xtc_threshold": 0.001}
+    assert "A" in text(logit_bias=pair, temperature=2.0, seed=1)
+    assert text(logit_bias=pair, temperature=2.0, seed=1, **xtc) == "BBBBBBBB"
 
 
 def test_stop(client: openai.OpenAI) -> None:
@@ -193,7 +251,14 @@ def test_an_oversize_prompt_is_refused_with_counts(
         ({"messages": [{"role": "king", "content": "x"}]}, "messages", "assistant"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "no content"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
-        ({"logprobs": True, "top_logprobs": 50}, "logprobs", "0 to 20"),
+        ({"logprobs": True, "top_logprobs": 50}, "top_logprobs", "0 to 20"),
+        ({"extra_body": {"dry_base": 0.5}}, "dry_base", "at least 1 and at most 10"),
+        ({"extra_body": {"xtc_threshold": 0.0}}, "xtc_threshold", "above 0"),
+        ({"extra_body": {"xtc_probability": 1.5}}, "xtc_probability", "is 1.5"),
+        ({"extra_body": {"bad_words": [""]}}, "bad_words", "not empty"),
+        ({"extra_body": {"allowed_token_ids": []}}, "allowed_token_ids", "is empty"),
+        ({"extra_body": {"allowed_token_ids": [99999]}}, "allowed_token_ids", "token ids go from"),
+        ({"logit_bias": {"66": 1}, "extra_body": {"allowed_token_ids": [65]}}, "logit_bias", "66"),
         ({"max_completion_tokens": 3}, "max_completion_tokens", "different"),
         ({"extra_body": {"mirostat": 2}}, "mirostat", "no field"),
         ({"extra_body": {"priority": -5}}, "priority", "no field"),

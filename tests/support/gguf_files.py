@@ -247,6 +247,23 @@ def write_gguf(
     return path
 
 
+def write_split_llama(folder: Path, model: TinyLlama, num_parts: int = 3) -> list[Path]:
+    """Writes a model in parts, as llama.cpp's splitter does, and returns their paths."""
+    tensors = list(model.tensors().items())
+    step = -(-len(tensors) // num_parts)
+    paths = []
+    for index in range(num_parts):
+        split = {
+            "split.no": index,
+            "split.count": num_parts,
+            "split.tensors.count": len(tensors),
+        }
+        path = folder / f"tiny-{index + 1:05d}-of-{num_parts:05d}.gguf"
+        part = dict(tensors[index * step : (index + 1) * step])
+        paths.append(write_gguf(path, split | (model.metadata() if index == 0 else {}), part))
+    return paths
+
+
 def gguf_name(name: str) -> str:
     """The GGUF name of a tensor of a Hugging Face llama."""
     fixed = {
@@ -306,6 +323,15 @@ _SCALE_OFFSETS = {
     GGMLType.Q5_K: (0, 2),
     GGMLType.Q6_K: (208,),
     GGMLType.IQ4_XS: (0,),
+    GGMLType.IQ1_S: (0,),
+    GGMLType.IQ2_XXS: (0,),
+    GGMLType.IQ2_XS: (0,),
+    GGMLType.IQ2_S: (0,),
+    GGMLType.IQ3_XXS: (0,),
+    GGMLType.IQ3_S: (0,),
+    GGMLType.TQ1_0: (52,),
+    GGMLType.TQ2_0: (64,),
+    GGMLType.Q1_0: (0,),
 }
 """Where the float16 scales of a block begin, in bytes."""
 
@@ -318,6 +344,13 @@ def random_blocks(kind: GGMLType, num_blocks: int, *, seed: int = 0) -> Array:
     for offset in _SCALE_OFFSETS.get(kind, ()):
         scales = (random.standard_normal((num_blocks, 1)) * 1e-3).astype(np.float16)
         blocks[:, offset : offset + 2] = scales.view(np.uint8)
+    if kind is GGMLType.IQ1_M:  # Its scale lies in the top bits of four words.
+        bits = (random.standard_normal(num_blocks) * 1e-3).astype(np.float16).view(np.uint16)
+        for i in range(4):
+            byte = blocks[:, 49 + 2 * i]
+            blocks[:, 49 + 2 * i] = (byte & 0x0F) | ((bits >> (4 * i) & 15) << 4).astype(np.uint8)
+    if kind is GGMLType.MXFP4:
+        blocks[:, 0] = random.integers(110, 125, num_blocks)
     return blocks
 
 

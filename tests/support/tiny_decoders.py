@@ -7,10 +7,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from octavo.engine.attention import choose_attention_backend
-from octavo.engine.attention.base import AttentionMetadata
+from octavo.engine.attention.base import AttentionMetadata, WindowTables
 from octavo.engine.batch import PersistentBatch
 from octavo.engine.device import Device
 from octavo.engine.kv_cache import KVCache
+from octavo.engine.kv_groups import first_visible_block, kv_groups
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig, RopeConfig
 from octavo.engine.models.decoder import DTYPES, Decoder, build_model
@@ -131,36 +132,68 @@ def random_tokens(count: int, seed: int) -> list[int]:
 
 
 class PagedForward:
-    """Runs a decoder over its cache the way the runner does, and returns every logit."""
+    """Runs a decoder over its cache the way the runner does, and returns every logit.
+
+    Blocks that left a window are given up and filled with NaN: whoever reads them shows it.
+    """
 
     def __init__(self, model: Decoder, config: ModelConfig, plan: MemoryPlan) -> None:
         self._model = model
         self._config = config
         self._plan = plan
+        self._groups = kv_groups(config, plan.max_model_len)
         self.kv_cache = KVCache(
-            num_layers=config.num_layers,
-            num_blocks=plan.num_kv_blocks,
+            self._groups,
+            num_blocks=[plan.num_kv_blocks] * len(self._groups),
             block_size=plan.block_size,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
-            dtype=DTYPES[plan.dtype],
+            dtype=plan.kv_dtype,
             device=torch.device("cpu"),
         )
-        # Where nobody may read: anything that does shows in the logits.
-        for cache in (*self.kv_cache.keys, *self.kv_cache.values):
-            cache[1:] = torch.nan
-        self._batch = PersistentBatch(16, plan.max_model_len, plan.block_size)
-        self._free_blocks = list(range(1, plan.num_kv_blocks))
+        windows = [group.window for group in self._groups]
+        self._batch = PersistentBatch(16, plan.max_model_len, plan.block_size, windows=windows)
+        self._free_blocks = [list(range(1, plan.num_kv_blocks)) for _ in self._groups]
+        for number, blocks in enumerate(self._free_blocks):
+            for block in blocks:
+                self._spoil(number, block)
 
-    def grow(self, sequence: TokenSequence, num_tokens: int) -> None:
-        """Gives a sequence blocks for its first `num_tokens`, out of order on purpose."""
-        while len(sequence.block_table) * self._plan.block_size < num_tokens:
-            sequence.block_table.append(self._free_blocks.pop(len(self._free_blocks) // 2))
+    def _spoil(self, number: int, block: int) -> None:
+        """Where nobody may read: anything that does shows in the logits."""
+        for layer in self._groups[number].layers:
+            cache = self.kv_cache.layers[layer]
+            for tensor in (cache.keys, cache.values, cache.key_scales, cache.value_scales):
+                if tensor is None:
+                    continue
+                if tensor.dtype is torch.float8_e4m3fn:
+                    tensor.view(torch.uint8)[block] = 0x7F
+                elif tensor.is_floating_point():
+                    tensor[block] = torch.nan
+
+    def _update_blocks(self, sequence: TokenSequence, start: int, num_tokens: int) -> None:
+        """Takes blocks, out of order on purpose, and gives up those that left a window."""
+        while len(sequence.block_tables) < len(self._groups):
+            sequence.block_tables.append([])
+        block_size = self._plan.block_size
+        for number, group in enumerate(self._groups):
+            table, free = sequence.block_tables[number], self._free_blocks[number]
+            for index in range(first_visible_block(start - 1, group.window, block_size)):
+                if table[index] != 0:
+                    self._spoil(number, table[index])
+                    free.append(table[index])
+                    table[index] = 0
+            while len(table) * block_size < start + num_tokens:
+                table.append(free.pop(len(free) // 2))
+
+    @property
+    def num_used_blocks(self) -> list[int]:
+        """Of each group."""
+        return [self._plan.num_kv_blocks - 1 - len(free) for free in self._free_blocks]
 
     def step(self, work: Sequence[tuple[TokenSequence, int, int]]) -> dict[int, torch.Tensor]:
         """Computes (sequence, start, num_tokens) together: sequence_id to its logits."""
         for sequence, start, num_tokens in work:
-            self.grow(sequence, start + num_tokens)
+            self._update_blocks(sequence, start, num_tokens)
         batch = ScheduledBatch(tuple(ScheduledSequence(*item) for item in work), ())
         inputs = self._batch.prepare(batch)
         backend, _ = choose_attention_backend(
@@ -168,15 +201,24 @@ class PagedForward:
             num_kv_heads=self._config.num_kv_heads,
             dtype=DTYPES[self._plan.dtype],
         )
+        (slot_mapping, block_tables), *others = (
+            (torch.from_numpy(group.slot_mapping), torch.from_numpy(group.block_tables))
+            for group in inputs.groups
+        )
         metadata = AttentionMetadata(
-            slot_mapping=torch.from_numpy(inputs.slot_mapping),
-            block_tables=torch.from_numpy(inputs.block_tables),
+            slot_mapping=slot_mapping,
+            block_tables=block_tables,
             context_lens=torch.from_numpy(inputs.context_lens),
             cu_seqlens_q=torch.from_numpy(inputs.cu_seqlens_q),
             num_decode=inputs.num_decode,
             block_size=self._plan.block_size,
             query_lens=tuple(item.num_tokens for item in inputs.sequences),
             host_context_lens=tuple(inputs.context_lens.tolist()),
+            window_tables={
+                group.window: WindowTables(*tables)
+                for group, tables in zip(self._groups[1:], others, strict=True)
+                if group.window is not None
+            },
         )
         with torch.inference_mode():
             hidden = self._model(

@@ -19,7 +19,9 @@ from octavo.errors import ModelNotFoundError, OctavoError, UnsupportedModelError
 from octavo.events import Event
 from octavo.host import HostState, HostStatus
 from octavo.hub.catalog import load_catalog
+from octavo.hub.hub_cache import HubCache
 from octavo.hub.library import LibraryModel
+from octavo.hub.token_store import TokenStore
 from octavo.jobs import Progress
 from octavo.monitor.readings import (
     CpuReading,
@@ -32,6 +34,7 @@ from octavo.paths import AppPaths, resources_dir
 from octavo.server.address import ServerAddress
 from octavo.server.board import RequestRecord, RequestState
 from octavo.settings import SettingsStore
+from tests.ui.hub_fakes import FakeDownloads, FakeHub
 
 GIB = 2**30
 CPU = Device("cpu", 0, "AMD Ryzen 7 7840U", total_bytes=32 * GIB, free_bytes=15 * GIB)
@@ -118,7 +121,7 @@ class FakeLibrary:
 
     def find(self, name: str) -> LibraryModel:
         for model in self.models:
-            if name in (model.name, "starter"):
+            if name in (model.name, str(model.path), "starter"):
                 return model
         raise ModelNotFoundError(f"No model named {name!r} is in the library.")
 
@@ -144,6 +147,10 @@ class FakeHost:
         if model.architecture != "llama":
             raise UnsupportedModelError(f"The architecture {model.architecture} is not supported.")
         return make_plan(model)
+
+    def plan_header(self, header: LibraryModel) -> MemoryPlan:
+        """Plans what a fake inspection has read."""
+        return self.plan(header)
 
     async def load(self, model: LibraryModel) -> None:
         progress = Progress("Loading weights", model.size_bytes // 3, model.size_bytes)
@@ -212,9 +219,14 @@ class FakeSampler:
 
     def __init__(self) -> None:
         self.listeners: list[Callable[[MachineReading], None]] = []
+        self.intervals_s: list[float] = []
+        """Of everybody who ever listened."""
         self.is_closed = False
 
-    def listen(self, callback: Callable[[MachineReading], None]) -> Callable[[], None]:
+    def listen(
+        self, callback: Callable[[MachineReading], None], *, interval_s: float = 0.0
+    ) -> Callable[[], None]:
+        self.intervals_s.append(interval_s)
         self.listeners.append(callback)
         return lambda: self.listeners.remove(callback)
 
@@ -264,6 +276,7 @@ class FakeServer:
     def __init__(self) -> None:
         self.board = FakeBoard()
         self.address: ServerAddress | None = None
+        self.start_error: OctavoError | None = None
 
 
 class FakeChats:
@@ -288,10 +301,18 @@ class FakeCore:
         self.server_error: OctavoError | None = None
         self.server_gate: asyncio.Event | None = None
         self.server_note = ""
+        self.downloads = FakeDownloads()
+        self.fake_hub = FakeHub()
+        self.tokens = TokenStore(self.paths.token_file)
+        self.hub_cache = HubCache(root / "hub-cache")
+
+    def hub(self) -> FakeHub:
+        return self.fake_hub
 
     async def start_server(self) -> ServerAddress:
         if self.server_gate is not None:
             await self.server_gate.wait()
+        self.server.start_error = self.server_error
         if self.server_error is not None:
             raise self.server_error
         port = self.settings.value.server.port

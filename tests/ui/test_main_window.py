@@ -10,7 +10,8 @@ from PySide6.QtWidgets import QApplication, QLabel
 from octavo.errors import StorageError
 from octavo.host import HostState, HostStatus
 from octavo.ui import main_window
-from octavo.ui.main_window import CHAT, MODELS, MONITOR, SERVER, SETTINGS, MainWindow
+from octavo.ui.main_window import MainWindow
+from octavo.ui.pages import CHAT, MODELS, MONITOR, QUANTIZE, SERVER, SETTINGS
 from octavo.ui.shortcuts import ShortcutsDialog
 from octavo.ui.sidebar import describe_host
 from octavo.ui.tasks import UiTasks
@@ -62,9 +63,10 @@ async def test_chat_comes_first_and_other_pages_are_made_when_needed(shown: Main
     [
         (Qt.Key.Key_1, CHAT),
         (Qt.Key.Key_2, MODELS),
-        (Qt.Key.Key_3, MONITOR),
-        (Qt.Key.Key_4, SERVER),
-        (Qt.Key.Key_5, SETTINGS),
+        (Qt.Key.Key_3, QUANTIZE),
+        (Qt.Key.Key_4, MONITOR),
+        (Qt.Key.Key_5, SERVER),
+        (Qt.Key.Key_6, SETTINGS),
         (Qt.Key.Key_Comma, SETTINGS),
     ],
 )
@@ -92,10 +94,10 @@ async def test_a_narrow_window_has_a_rail_and_opens_the_sidebar_over_the_page(
     assert not shown._sidebar.is_rail
     shown.resize(500, 600)
     assert shown._sidebar.is_rail
-    left = shown._stack.x()
+    left = shown._main.x()
     QTest.keyClick(shown, Qt.Key.Key_B, CTRL)
     assert not shown._sidebar.is_rail
-    assert shown._stack.x() == left
+    assert shown._main.x() == left
     shown.show_page(MODELS)
     assert shown._sidebar.is_rail
     await end_tasks()
@@ -139,7 +141,7 @@ async def test_closing_is_only_asked_for(shown: MainWindow) -> None:
 
 async def test_size_is_kept(shown: MainWindow, core: FakeCore) -> None:
     shown.resize(760, 640)
-    shown.save_geometry()
+    shown.save_state()
     again = MainWindow(core.as_core)
     assert (again.width(), again.height()) == (760, 640)
 

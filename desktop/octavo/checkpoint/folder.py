@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octavo.checkpoint.quantization_config import CONFIG_KEYS, LEGACY_FILES, read_weight_format
 from octavo.checkpoint.safetensors import (
     MAX_JSON_BYTES,
     SafetensorsTensor,
@@ -15,13 +16,17 @@ from octavo.checkpoint.safetensors import (
     read_safetensors_header,
     unreadable,
 )
-from octavo.errors import CheckpointError, UnsupportedModelError
+from octavo.checkpoint.stored_weights import StoredWeight, stored_weights
+from octavo.checkpoint.weight_format import WeightFormat
+from octavo.errors import CheckpointError, ModelError, UnsupportedModelError
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 WEIGHTS_SUFFIX = ".safetensors"
 
+_CACHED = "models--"
+"""How the hub's cache begins the name of a repository's folder: models--ORG--NAME."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _PICKLED_WEIGHTS = re.compile(r"(pytorch_model|model|consolidated).*\.(bin|pt|pth|ckpt)")
 _DOWNLOAD_ANEW = "Download the model's folder again, all files of it."
@@ -33,7 +38,7 @@ class FolderHeader:
 
     path: Path
     config: Mapping[str, Any]
-    """config.json."""
+    """config.json; its `quantization_config` may come from a file beside it."""
     generation_config: Mapping[str, Any]
     """generation_config.json, empty if there is none."""
     tensors: Mapping[str, SafetensorsTensor]
@@ -46,10 +51,15 @@ class FolderHeader:
 
     @property
     def quantization(self) -> str:
-        """`BF16`, `F16`, …: the data type of most of the bytes, or what packed them."""
-        packed = self.config.get("quantization_config")
-        if isinstance(packed, dict) and isinstance(packed.get("quant_method"), str):
-            return str(packed["quant_method"]).upper()
+        """`BF16`, `GPTQ 4-bit g128`, …: the data type of most bytes, or how they are packed."""
+        try:
+            weight_format = self.weight_format()
+        except UnsupportedModelError:
+            packed = next((self.config[key] for key in CONFIG_KEYS if self.config.get(key)), None)
+            method = packed.get("quant_method") if isinstance(packed, dict) else None
+            return method[:40].upper() if isinstance(method, str) and method else "unknown"
+        if weight_format is not None:
+            return weight_format.title
         num_bytes: Counter[str] = Counter()
         for tensor in self.tensors.values():
             num_bytes[tensor.dtype] += tensor.num_bytes
@@ -57,6 +67,11 @@ class FolderHeader:
 
     @property
     def num_parameters(self) -> int:
+        """Values of all weights, whatever packs them; scales and zero points are none."""
+        try:
+            return sum(weight.num_elements for weight in self.weights().values())
+        except ModelError:  # It will not run; how large it looks must still be known.
+            pass
         return sum(tensor.num_elements for tensor in self.tensors.values())
 
     @property
@@ -65,7 +80,12 @@ class FolderHeader:
 
     @property
     def title(self) -> str:
-        return self.path.name or self.path.resolve().name
+        """The folder's name; in a hub's cache, where that is a commit, the repository's."""
+        path = self.path if self.path.name else self.path.resolve()
+        repository = path.parent.parent.name
+        if path.parent.name == "snapshots" and repository.startswith(_CACHED):
+            return repository.removeprefix(_CACHED).split("--", 1)[-1]
+        return path.name
 
     @property
     def license(self) -> str:
@@ -78,6 +98,23 @@ class FolderHeader:
         length = self.config.get("max_position_embeddings")
         return length if type(length) is int else 0
 
+    def weight_format(self) -> WeightFormat | None:
+        """How the weights are quantised; None if they are not.
+
+        Raises:
+            UnsupportedModelError: in a way that is not understood.
+        """
+        return read_weight_format(self.config, self.title)
+
+    def weights(self) -> dict[str, StoredWeight]:
+        """The parameters that the tensors make up, by name.
+
+        Raises:
+            UnsupportedModelError: a kind of quantisation or a data type that is not understood.
+            CheckpointError: a quantised weight lacks one of its tensors.
+        """
+        return stored_weights(self.tensors, self.weight_format())
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Reads another file of the folder; None if it is not there.
 
@@ -89,8 +126,12 @@ class FolderHeader:
 
     def read_text(self, name: str) -> str | None:
         """As `read_json`, for plain text."""
-        content = _read_if_there(self.path / name)
+        content = self.read_bytes(name)
         return None if content is None else content.decode("utf-8", "replace")
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """As `read_json`, for any content."""
+        return _read_if_there(self.path / name)
 
 
 def read_folder_header(path: Path) -> FolderHeader:
@@ -114,6 +155,8 @@ def read_folder_header(path: Path) -> FolderHeader:
             path=path / CONFIG_FILE,
             hint=_DOWNLOAD_ANEW,
         )
+    if not any(config.get(key) for key in CONFIG_KEYS):
+        config |= _legacy_quantization(path)
     return FolderHeader(
         path=path,
         config=config,
@@ -128,6 +171,20 @@ def is_model_folder(path: Path) -> bool:
         return (path / CONFIG_FILE).is_file()
     except OSError:
         return False
+
+
+def is_pickled_weights(file_name: str) -> bool:
+    """Whether a file's name is one under which weights are pickled."""
+    return _PICKLED_WEIGHTS.fullmatch(file_name) is not None
+
+
+def pickled_weights_error(model_name: str, pickle: str) -> UnsupportedModelError:
+    """Why a model of which there is but a pickle is not used."""
+    return UnsupportedModelError(
+        f"{model_name} holds its weights only as a pickle ({pickle}), a format that can run "
+        "any program when it is opened; Octavo never opens one.",
+        hint="Download a version of this model in safetensors or GGUF.",
+    )
 
 
 def _read_tensors(path: Path) -> dict[str, SafetensorsTensor]:
@@ -202,18 +259,23 @@ def _no_weights(path: Path) -> CheckpointError | UnsupportedModelError:
             path=path / INDEX_FILE,
             hint=f"Download {INDEX_FILE} into the folder.",
         )
-    pickle = next((name for name in pickles if _PICKLED_WEIGHTS.fullmatch(name)), None)
+    pickle = next(filter(is_pickled_weights, pickles), None)
     if pickle is not None:
-        return UnsupportedModelError(
-            f"{path.name} holds its weights only as a pickle ({pickle}), a format that can run "
-            "any program when it is opened; Octavo never opens one.",
-            hint="Download a version of this model in safetensors or GGUF.",
-        )
+        return pickled_weights_error(path.name, pickle)
     return CheckpointError(
         f"{path.name} has a {CONFIG_FILE} but no weights: {SINGLE_FILE} is missing.",
         path=path / SINGLE_FILE,
         hint=_DOWNLOAD_ANEW,
     )
+
+
+def _legacy_quantization(path: Path) -> dict[str, Any]:
+    """What early writers say in a file of its own, as if config.json said it."""
+    for name, method in LEGACY_FILES.items():
+        section = _read_json(path / name)
+        if section is not None:
+            return {"quantization_config": {"quant_method": method, **section}}
+    return {}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

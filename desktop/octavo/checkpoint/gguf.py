@@ -12,7 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from octavo.checkpoint.gguf_types import BLOCK_LAYOUT, FILE_TYPE_NAMES, GGMLType
+from octavo.checkpoint.gguf_types import (
+    BLOCK_LAYOUT,
+    FILE_TYPE_NAMES,
+    GGMLType,
+    GGUFValueType,
+)
 from octavo.errors import CheckpointError, StorageError, UnsupportedModelError
 from octavo.units import format_bytes
 
@@ -34,6 +39,8 @@ class TensorInfo:
     offset: int
     """In bytes, from the start of the file."""
     num_bytes: int
+    path: Path
+    """The file; one of several where a model is split."""
 
     @property
     def num_elements(self) -> int:
@@ -42,12 +49,15 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """All that a GGUF file says about itself."""
+    """All that a GGUF file, or all parts of a split one, say about themselves."""
 
     path: Path
+    """Of a split model, the first part."""
     version: int
     metadata: Mapping[str, Any]
     """Numbers, booleans, strings, and lists of those."""
+    value_types: Mapping[str, GGUFValueType]
+    """By key; of a list's elements, where the value is a list."""
     tensors: Mapping[str, TensorInfo]
     """By name, in the order of the file's header."""
     data_offset: int
@@ -134,14 +144,15 @@ _UINT32, _UINT64 = _NUMBERS[4], _NUMBERS[10]
 
 
 def read_gguf_header(path: Path) -> GGUFHeader:
-    """Reads and checks a file's header, in memory and time bounded whatever the file says.
+    """Reads and checks one file's header, in memory and time bounded whatever the file says.
+
+    A part of a split model is read as what it is: `gguf_split` reads all parts.
 
     After this every tensor is known to lie inside the file, aligned, and clear of the others.
 
     Raises:
         CheckpointError: the file is no GGUF file, damaged, incomplete or inconsistent.
-        UnsupportedModelError: an old or big-endian version, one part of several, or a tensor type
-            that is not known.
+        UnsupportedModelError: an old or big-endian version, or a tensor type that is not known.
         StorageError: the file cannot be read.
 
     Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -184,8 +195,7 @@ class _HeaderReader:
         # 13 and 24 bytes are the least that a key with its value and a tensor's entry take.
         self._check_count("metadata keys", num_keys, 13, _MAX_KEYS)
         self._check_count("tensors", num_tensors, 24, _MAX_TENSORS)
-        metadata = self._read_metadata(num_keys)
-        self._refuse_split(metadata)
+        metadata, value_types = self._read_metadata(num_keys)
         alignment = self._alignment(metadata)
         self._where = "the list of tensors"
         entries = [self._read_tensor_entry() for _ in range(num_tensors)]
@@ -194,6 +204,7 @@ class _HeaderReader:
             path=self._path,
             version=version,
             metadata=metadata,
+            value_types=value_types,
             tensors=self._place_tensors(entries, data_offset, alignment),
             data_offset=data_offset,
             file_bytes=self._file_bytes,
@@ -223,8 +234,9 @@ class _HeaderReader:
             hint="Download a newer file of this model." if version < 2 else "Update Octavo.",
         )
 
-    def _read_metadata(self, num_keys: int) -> dict[str, Any]:
+    def _read_metadata(self, num_keys: int) -> tuple[dict[str, Any], dict[str, GGUFValueType]]:
         metadata: dict[str, Any] = {}
+        value_types: dict[str, GGUFValueType] = {}
         for index in range(num_keys):
             self._where = f"metadata key {index + 1} of {num_keys}"
             key = self._name()
@@ -232,20 +244,16 @@ class _HeaderReader:
                 raise self._damaged(f"it has the metadata key {_quote(key)} twice")
             self._where = f"the metadata value {_quote(key)}"
             value_type = self._number(_UINT32)
-            metadata[key] = self._array() if value_type == _ARRAY else self._scalar(value_type)
+            if value_type == _ARRAY:
+                value_type = self._number(_UINT32)
+                metadata[key] = self._array(value_type)
+            else:
+                metadata[key] = self._scalar(value_type)
+            value_types[key] = GGUFValueType(value_type)
         architecture = metadata.get("general.architecture")
         if not isinstance(architecture, str) or not architecture:
             raise self._damaged("it does not say of which architecture the model is")
-        return metadata
-
-    def _refuse_split(self, metadata: Mapping[str, Any]) -> None:
-        num_parts = metadata.get("split.count", 1)
-        if isinstance(num_parts, int) and num_parts > 1:
-            raise UnsupportedModelError(
-                f"{self._path.name} is one part of a model split into {num_parts} files, "
-                "which Octavo cannot read yet.",
-                hint="Choose a model, or a smaller quantisation of it, that comes as one file.",
-            )
+        return metadata, value_types
 
     def _alignment(self, metadata: Mapping[str, Any]) -> int:
         alignment = metadata.get("general.alignment", 32)
@@ -289,6 +297,7 @@ class _HeaderReader:
             ggml_type=ggml_type,
             offset=offset,
             num_bytes=math.prod(sizes) // block_elements * block_bytes,
+            path=self._path,
         )
 
     def _place_tensors(
@@ -335,8 +344,7 @@ class _HeaderReader:
             raise self._damaged(f"{self._where} has the unknown type {value_type}")
         return _NUMBERS[value_type]
 
-    def _array(self) -> list[Any]:
-        element_type = self._number(_UINT32)
+    def _array(self, element_type: int) -> list[Any]:
         count = self._number(_UINT64)
         if element_type == _ARRAY:
             raise self._damaged(f"{self._where} is an array of arrays")

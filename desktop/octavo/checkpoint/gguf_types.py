@@ -1,8 +1,26 @@
-"""Numbers of the GGUF format: storage types of tensors, their blocks, names of file types."""
+"""Numbers of the GGUF format: types of values and tensors, blocks, names of file types."""
 
 from collections.abc import Mapping
 from enum import IntEnum
 from types import MappingProxyType
+
+
+class GGUFValueType(IntEnum):
+    """Type of a metadata value, with the number it has in the file."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
 
 
 class GGMLType(IntEnum):

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from octavo.checkpoint.folder import FolderHeader, read_folder_header
-from octavo.checkpoint.gguf import GGUFHeader, read_gguf_header
+from octavo.checkpoint.gguf import GGUFHeader
+from octavo.checkpoint.gguf_split import read_gguf_model
 from octavo.checkpoint.safetensors import unreadable
 
 CheckpointHeader: TypeAlias = GGUFHeader | FolderHeader
@@ -13,7 +14,7 @@ context_length."""
 
 
 def read_checkpoint(path: Path) -> CheckpointHeader:
-    """Reads the header of a .gguf file, or of a folder with config.json and safetensors.
+    """Reads the header of a .gguf file with all its parts, or of a folder of safetensors.
 
     Raises:
         CheckpointError: a file is damaged, incomplete or inconsistent.
@@ -24,4 +25,4 @@ def read_checkpoint(path: Path) -> CheckpointHeader:
         is_folder = path.is_dir()
     except OSError as error:
         raise unreadable(path, error) from error
-    return read_folder_header(path) if is_folder else read_gguf_header(path)
+    return read_folder_header(path) if is_folder else read_gguf_model(path)

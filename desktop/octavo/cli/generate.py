@@ -11,7 +11,7 @@ from typing import Any
 from octavo.cli.terminal import find_model, loaded, make_core, read_stdin
 from octavo.core import Core
 from octavo.engine.request import FinishReason, GenerationDelta, RequestMetrics, TokenLogprob
-from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from octavo.errors import InvalidInputError, InvalidRequestError, OctavoError
 from octavo.paths import AppPaths
 
@@ -78,7 +78,7 @@ async def _answer_line(core: Core, index: int, line: str) -> dict[str, Any]:
 def _parse(line: str) -> dict[str, Any]:
     try:
         request = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"The line is not JSON: {error}.") from error
     if not isinstance(request, dict):
         raise InvalidRequestError("The line is not a JSON object.")
@@ -113,6 +113,11 @@ def _sampling(request: Mapping[str, Any]) -> SamplingParams:
     """OpenAI's chat API asks with `logprobs: true` and `top_logprobs: N`; vLLM with a number."""
     values = {name: value for name, value in request.items() if name not in PROMPT_FIELDS}
     top = values.pop("top_logprobs", None)
+    if top is not None and (type(top) is not int or not 0 <= top <= MAX_LOGPROBS):
+        raise InvalidRequestError(
+            f"top_logprobs is {str(top)[:60]}; it must be a whole number from 0 to {MAX_LOGPROBS}.",
+            field="top_logprobs",
+        )
     for name in ("logprobs", "prompt_logprobs"):
         if isinstance(values.get(name), bool):
             values[name] = (top or 0) if values[name] else None

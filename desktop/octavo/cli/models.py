@@ -1,17 +1,21 @@
-"""`octavo pull`, `list`, `show`, `rm` and `ps`: the models on this machine."""
+"""`octavo pull`, `import`, `list`, `show`, `rm` and `ps`: the models on this machine."""
 
 import argparse
 import json
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from octavo.cli.hub import pull_hub_model
 from octavo.cli.terminal import STARTER, find_model, make_core, print_table, pull_starter
 from octavo.core import Core
+from octavo.engine.checkpoint_parts import read_model_config
 from octavo.errors import OctavoError
 from octavo.hub.library import LibraryModel
+from octavo.hub.model_import import LinkKind, import_model
+from octavo.hub.model_removal import link_target
 from octavo.paths import AppPaths
 from octavo.running import running_models
 from octavo.units import format_bytes, format_count, format_seconds
@@ -24,9 +28,36 @@ def pull_verb(options: argparse.Namespace, paths: AppPaths) -> int:
         pull_starter(core)
         model = core.library.find(STARTER)
     else:
-        model = pull_hub_model(core, options.name, options.endpoint)
+        endpoint = options.endpoint or ""
+        model = pull_hub_model(core, options.name, endpoint=endpoint, force=options.force)
     print(f"{model.name} is ready: {format_bytes(model.size_bytes)} at {model.path}")
     return 0
+
+
+def import_verb(options: argparse.Namespace, paths: AppPaths) -> int:
+    """`octavo import PATH…`: every path is tried; 1 if one of them was refused."""
+    core = make_core(options, paths)
+    status = 0
+    for path in options.paths:
+        try:
+            print(_import_one(core, Path(path)))
+        except OctavoError as error:
+            print(f"octavo: {error}", file=sys.stderr)
+            status = 1
+    return status
+
+
+def _import_one(core: Core, path: Path) -> str:
+    """Imports a model and says in a sentence what became of it."""
+    if model := core.library.find_at(path):
+        return f"{path} is in the library already, as {model.name}."
+    done = import_model(path, core.models_dir, check=read_model_config)
+    name = core.library.find(str(done.path)).name
+    if done.was_here:
+        return f"{path} is in the library already, as {name}."
+    if done.kind is LinkKind.COPY:
+        return f"{name} is copied to {done.path}: this drive has no links to {done.source}."
+    return f"{name} is in the library; its files stay at {done.source}."
 
 
 def list_verb(options: argparse.Namespace, paths: AppPaths) -> int:
@@ -48,11 +79,12 @@ def list_verb(options: argparse.Namespace, paths: AppPaths) -> int:
             model.quantization or "–",
             format_count(model.num_parameters) if model.num_parameters else "–",
             f"{model.context_length:,}" if model.context_length else "–",
+            model.repository or short_path(model.path.parent),
             model.problem or "ready",
         )
         for model in models
     ]
-    print_table(("NAME", "SIZE", "QUANT", "PARAMETERS", "CONTEXT", "STATE"), rows)
+    print_table(("NAME", "SIZE", "QUANT", "PARAMETERS", "CONTEXT", "FROM", "STATE"), rows)
     return 0
 
 
@@ -72,6 +104,7 @@ def show_verb(options: argparse.Namespace, paths: AppPaths) -> int:
         [
             ("name", model.name),
             ("path", str(model.path)),
+            ("from", model.repository or "this machine"),
             ("size", format_bytes(model.size_bytes)),
             ("architecture", model.architecture),
             ("quantisation", model.quantization),
@@ -102,8 +135,14 @@ def remove_verb(options: argparse.Namespace, paths: AppPaths) -> int:
     """`octavo rm MODEL`."""
     core = make_core(options, paths)
     model = core.library.find(options.model)
+    target = link_target(model.path)
     freed = core.library.remove(model)
-    print(f"{model.name} is deleted; {format_bytes(freed)} are free again.")
+    if target is not None:
+        print(f"The link to {model.name} is deleted; the model stays at {target}.")
+    elif not freed and not model.problem:
+        print(f"{model.name} is deleted. It frees nothing: its content has another name, too.")
+    else:
+        print(f"{model.name} is deleted; {format_bytes(freed)} are free again.")
     return 0
 
 
@@ -132,3 +171,9 @@ def ps_verb(options: argparse.Namespace, paths: AppPaths) -> int:
 
 def _as_json(model: LibraryModel) -> dict[str, Any]:
     return {**asdict(model), "path": str(model.path)}
+
+
+def short_path(path: Path) -> str:
+    """With `~` for the person's own folder, as terminals write it."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

@@ -27,10 +27,12 @@ async def _serve(core: Core, model: LibraryModel, options: argparse.Namespace) -
 
     Clients are told that the model is being loaded.
     """
-    port = core.settings.value.server.port if options.port is None else options.port
+    settings = core.settings.value.server
+    port = settings.port if options.port is None else options.port
     key = _key(core, options)
+    origins = settings.allowed_origins if options.allow_origin is None else options.allow_origin
     with _signals_cancel(asyncio.current_task()):
-        address = await asyncio.to_thread(core.server.start, options.host, port, key)
+        address = await asyncio.to_thread(core.server.start, options.host, port, key, origins)
         if address.note:
             print(f"octavo: {address.note}", file=sys.stderr)
         try:

@@ -22,7 +22,7 @@ def open_window(options: argparse.Namespace, paths: AppPaths) -> int:
         except ImportError as error:
             reason = f"Qt cannot start: {error}"
         else:
-            return run_desktop(paths)
+            return run_desktop(paths, opened=absolute(options.opened))
     from octavo.cli.chat import answer_once, converse
 
     print(f"{reason.rstrip('.')}. Chatting on the terminal instead.", file=sys.stderr)
@@ -30,6 +30,11 @@ def open_window(options: argparse.Namespace, paths: AppPaths) -> int:
         return converse(options, paths)
     print(f"> {SAMPLE_QUESTION}", file=sys.stderr)
     return answer_once(options, paths, SAMPLE_QUESTION)
+
+
+def absolute(opened: str) -> str:
+    """A file's whole path, for another process with another folder may open it; addresses stay."""
+    return opened if not opened or "://" in opened else str(Path(opened).expanduser().absolute())
 
 
 def why_no_window(environment: Mapping[str, str], platform: str) -> str | None:

@@ -3,15 +3,27 @@
 Numpy only. A step's inputs are gathered from the rows; between steps a row grows by what is new.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from octavo.engine.kv_groups import first_visible_block
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, Sequence
 
 IntArray = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInputs:
+    """Where one step's tokens lie in one KV group."""
+
+    slot_mapping: IntArray
+    """[num_tokens], int64: where each token's keys and values go."""
+    block_tables: IntArray
+    """[num_seqs, max_blocks], int32; unused entries are 0, the null block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,33 +41,86 @@ class StepInputs:
     """[num_tokens], int64."""
     positions: IntArray
     """[num_tokens], int64."""
-    slot_mapping: IntArray
-    """[num_tokens], int64: where each token's keys and values go."""
     cu_seqlens_q: IntArray
     """[num_seqs + 1], int32."""
     context_lens: IntArray
     """[num_seqs], int32: includes this step's tokens."""
-    block_tables: IntArray
-    """[num_seqs, max_blocks], int32; unused entries are 0, the null block."""
     logits_indices: IntArray
     """[num_sampled], int64: the last token of each sequence that samples."""
+    groups: tuple[GroupInputs, ...]
+    """Of each KV group."""
+
+
+class _BlockRows:
+    """The block tables of one KV group, a row for each sequence."""
+
+    def __init__(
+        self, max_num_seqs: int, max_blocks: int, block_size: int, window: int | None
+    ) -> None:
+        self._block_size = block_size
+        self._window = window
+        # Zeroed memory costs nothing until it is touched, so rows can be as long as they may get.
+        self._tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
+        self._num_blocks = [0] * max_num_seqs
+        # Leading entries that are known to be the null block, because they left the window.
+        self._num_dropped = [0] * max_num_seqs
+
+    def update(self, row: int, table: list[int], start: int) -> None:
+        """Takes over what of a block table is new in a step that computes from `start` on."""
+        if self._window is not None:
+            dropped = first_visible_block(start - 1, self._window, self._block_size)
+            known = self._num_dropped[row]
+            self._tables[row, known:dropped] = table[known:dropped]
+            self._num_dropped[row] = dropped
+        # Copy-on-write exchanges a block only where it is written, so from this step's first on.
+        first = min(start // self._block_size, self._num_blocks[row])
+        self._tables[row, first : len(table)] = table[first:]
+        self._num_blocks[row] = len(table)
+
+    def clear(self, row: int) -> None:
+        self._tables[row, : self._num_blocks[row]] = 0
+        self._num_blocks[row] = self._num_dropped[row] = 0
+
+    def gather(
+        self, rows: IntArray, max_blocks: int, token_rows: IntArray, positions: IntArray
+    ) -> GroupInputs:
+        blocks = self._tables[token_rows, positions // self._block_size].astype(np.int64)
+        return GroupInputs(
+            slot_mapping=blocks * self._block_size + positions % self._block_size,
+            block_tables=self._tables[rows, :max_blocks],
+        )
 
 
 class PersistentBatch:
     """Rows for sequences, from their first step until they finish or are preempted.
 
-    Invariant: row r's first `_num_tokens[r]` token ids and `_num_blocks[r]` block ids are those of
-    the sequence whose `row` is r, as of its last step.
+    Invariant: row r's first `_num_tokens[r]` token ids and its block ids are those of the sequence
+    whose `row` is r, as of its last step.
     """
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        *,
+        windows: Iterable[int | None] = (None,),
+    ) -> None:
+        """Makes rows.
+
+        Args:
+            max_num_seqs: how many.
+            max_model_len: the longest sequence.
+            block_size: tokens of a block.
+            windows: of each KV group.
+        """
         self._block_size = block_size
         max_blocks = -(-max_model_len // block_size)
-        # Zeroed memory costs nothing until it is touched, so rows can be as long as they may get.
         self._token_ids = np.zeros((max_num_seqs, max_model_len), dtype=np.int32)
-        self._block_tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
+        self._groups = [
+            _BlockRows(max_num_seqs, max_blocks, block_size, window) for window in windows
+        ]
         self._num_tokens = [0] * max_num_seqs
-        self._num_blocks = [0] * max_num_seqs
         self._free_rows = list(reversed(range(max_num_seqs)))
 
     @property
@@ -73,8 +138,9 @@ class PersistentBatch:
         if sequence.row is None:
             return
         row = sequence.row
-        self._block_tables[row, : self._num_blocks[row]] = 0
-        self._num_tokens[row] = self._num_blocks[row] = 0
+        for group in self._groups:
+            group.clear(row)
+        self._num_tokens[row] = 0
         self._free_rows.append(row)
         sequence.row = None
 
@@ -91,7 +157,6 @@ class PersistentBatch:
         context_lens = starts + lengths
         token_rows = np.repeat(rows, lengths)
         positions = np.arange(cu_seqlens_q[-1]) + np.repeat(starts - cu_seqlens_q[:-1], lengths)
-        blocks = self._block_tables[token_rows, positions // self._block_size].astype(np.int64)
         max_blocks = -(-int(context_lens.max()) // self._block_size)
         samples = np.array([item.needs_sample for item in scheduled], dtype=bool)
         return StepInputs(
@@ -99,11 +164,12 @@ class PersistentBatch:
             num_decode=int((lengths == 1).sum()),
             token_ids=self._token_ids[token_rows, positions].astype(np.int64),
             positions=positions,
-            slot_mapping=blocks * self._block_size + positions % self._block_size,
             cu_seqlens_q=cu_seqlens_q.astype(np.int32),
             context_lens=context_lens.astype(np.int32),
-            block_tables=self._block_tables[rows, :max_blocks],
             logits_indices=(cu_seqlens_q[1:] - 1)[samples],
+            groups=tuple(
+                group.gather(rows, max_blocks, token_rows, positions) for group in self._groups
+            ),
         )
 
     def _update_row(self, item: ScheduledSequence) -> None:
@@ -116,8 +182,5 @@ class PersistentBatch:
         if known < len(sequence.token_ids):
             self._token_ids[row, known : len(sequence.token_ids)] = sequence.token_ids[known:]
             self._num_tokens[row] = len(sequence.token_ids)
-        # Copy-on-write exchanges a block only where it is written, so from this step's first on.
-        first = min(item.start // self._block_size, self._num_blocks[row])
-        table = sequence.block_table
-        self._block_tables[row, first : len(table)] = table[first:]
-        self._num_blocks[row] = len(table)
+        for group, table in zip(self._groups, sequence.block_tables, strict=True):
+            group.update(row, table, item.start)

@@ -1,132 +1,122 @@
-"""Who uses which block of the KV cache, and which blocks hold prefixes worth keeping.
+"""Who uses which block of the KV cache, in every KV group.
 
 Only bookkeeping: the blocks themselves lie in `kv_cache`.
 """
 
+import collections.abc
 import struct
-from collections.abc import Iterable, Iterator
+import sys
 from hashlib import blake2b
 
+from octavo.engine.block_pool import NULL_BLOCK, BlockPool
+from octavo.engine.kv_groups import first_visible_block, most_window_blocks
 from octavo.engine.sequence import Sequence
-
-NULL_BLOCK = 0
-"""Never handed out: unused entries of block tables and padded tokens point to it."""
 
 _HASH_BYTES = 32
 
 
-class Block:
-    """One block's state; `previous` and `next` link it into the free list while it is free."""
+class _Group:
+    """One KV group's pool and what its window asks of it."""
 
-    __slots__ = ("block_hash", "block_id", "next", "previous", "ref_count")
+    __slots__ = ("block_size", "index", "pool", "window")
 
-    def __init__(self, block_id: int) -> None:
-        self.block_id = block_id
-        self.ref_count = 0
-        # Set while the prefix cache offers the block's content.
-        self.block_hash: bytes | None = None
-        self.previous = self
-        self.next = self
+    def __init__(self, index: int, pool: BlockPool, window: int | None, block_size: int) -> None:
+        self.index = index
+        self.pool = pool
+        self.window = window
+        self.block_size = block_size
 
+    def first_visible(self, position: int) -> int:
+        return first_visible_block(position, self.window, self.block_size)
 
-class FreeBlocks:
-    """The free blocks in the order they will be used again; every operation is O(1).
-
-    A doubly linked ring through the blocks themselves, so that a block found in the prefix cache
-    leaves from the middle:
-
-        end -> no content of use -> ... -> cached, unused longest -> ... -> cached last -> end
-    """
-
-    def __init__(self, blocks: Iterable[Block]) -> None:
-        self._end = Block(-1)
-        self._num_blocks = 0
-        self.num_cached = 0
-        for block in blocks:
-            self._insert_after(self._end.previous, block)
-
-    def __len__(self) -> int:
-        return self._num_blocks
-
-    def __iter__(self) -> Iterator[Block]:
-        block = self._end.next
-        while block is not self._end:
-            yield block
-            block = block.next
-
-    def add(self, block: Block) -> None:
-        """Puts a cached block last and any other first."""
-        if block.block_hash is None:
-            self._insert_after(self._end, block)
-        else:
-            self._insert_after(self._end.previous, block)
-            self.num_cached += 1
-
-    def remove(self, block: Block) -> None:
-        block.previous.next = block.next
-        block.next.previous = block.previous
-        block.previous = block.next = block
-        self._num_blocks -= 1
-        self.num_cached -= block.block_hash is not None
-
-    def pop(self) -> Block:
-        """Removes the block that is missed least."""
-        block = self._end.next
-        assert block is not self._end
-        self.remove(block)
-        return block
-
-    def _insert_after(self, previous: Block, block: Block) -> None:
-        block.previous, block.next = previous, previous.next
-        previous.next.previous = block
-        previous.next = block
-        self._num_blocks += 1
+    def drop_unseen(self, table: list[int], num_computed_tokens: int) -> None:
+        """Gives up the blocks that no coming query sees; the null block takes their place."""
+        # One token more than the window is kept: a sibling that forks right after the prompt
+        # computes the prompt's last token again.
+        index = self.first_visible(num_computed_tokens - 1) - 1
+        while index >= 0 and table[index] != NULL_BLOCK:
+            self.pool.release(table[index])
+            table[index] = NULL_BLOCK
+            index -= 1
 
 
 class BlockManager:
     """Hands out the blocks of the KV cache and remembers who uses them.
 
-    Invariants: every block but the null block is either free or has a reference count above zero;
-    only blocks whose tokens are all computed are in the prefix cache; a block that a step writes
-    has one owner and is not in the prefix cache. Blocks are shared only up to the owner's
-    `num_computed_tokens`, so of a sequence's blocks at most one can be both shared and about to be
-    written: the one that holds the next token to compute.
+    In a group of layers that see the whole context a sequence has blocks for all its known tokens.
+    In a group with a window it has them only for what coming queries see and for what the next
+    step may compute; before that its block table holds the null block.
+
+    Invariants, in every group: every block but the null block is either free or has a reference
+    count above zero; only blocks whose tokens are all computed are in the prefix cache; a block
+    that a step writes has one owner and is not in the prefix cache. Blocks are shared only up to
+    the owner's `num_computed_tokens`, so of a sequence's blocks at most one in each group can be
+    both shared and about to be written: the one that holds the next token to compute.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True
+        self,
+        num_blocks: collections.abc.Sequence[int],
+        block_size: int,
+        *,
+        windows: collections.abc.Sequence[int | None] = (None,),
+        max_step_tokens: int = 1,
+        enable_prefix_caching: bool = True,
     ) -> None:
-        assert num_blocks > 1
-        self.num_blocks = num_blocks
+        """Makes all blocks free.
+
+        Args:
+            num_blocks: of each group, the null block included.
+            block_size: tokens of a block, in all groups.
+            windows: of each group, in the order of `kv_groups`: None, if at all, comes first.
+            max_step_tokens: the most tokens one step computes; matters where there are windows.
+            enable_prefix_caching: whether prompts that begin alike share blocks.
+        """
+        assert None not in windows[1:]
         self.block_size = block_size
+        self._max_step_tokens = max_step_tokens
         self._enable_prefix_caching = enable_prefix_caching
-        self._blocks = [Block(block_id) for block_id in range(num_blocks)]
-        self._free = FreeBlocks(self._blocks[NULL_BLOCK + 1 :])
-        self._cached: dict[bytes, Block] = {}
-        # Copies the next step has to make before it writes: destination id -> source. Each holds a
-        # reference to its source, so that no source is handed out again before it was read.
-        self._copies: dict[int, Block] = {}
+        self._groups = tuple(
+            _Group(index, BlockPool(count), window, block_size)
+            for index, (count, window) in enumerate(zip(num_blocks, windows, strict=True))
+        )
+        self._windowed = tuple(group for group in self._groups if group.window is not None)
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
 
     @property
+    def pools(self) -> tuple[BlockPool, ...]:
+        """Of each group."""
+        return tuple(group.pool for group in self._groups)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Of each group."""
+        return tuple(group.window for group in self._groups)
+
+    @property
+    def num_blocks(self) -> int:
+        """Of the first group, like the counts below: there a conversation's length costs most."""
+        return self._groups[0].pool.num_blocks
+
+    @property
     def num_free_blocks(self) -> int:
         """Blocks that can be handed out, those with cached content among them."""
-        return len(self._free)
+        return self._groups[0].pool.num_free_blocks
 
     @property
     def num_used_blocks(self) -> int:
-        return self.num_blocks - 1 - len(self._free)
+        return self._groups[0].pool.num_used_blocks
 
     @property
     def num_cached_blocks(self) -> int:
         """Free blocks whose content the prefix cache still offers."""
-        return self._free.num_cached
+        return self._groups[0].pool.num_cached_blocks
 
     @property
     def capacity_tokens(self) -> int:
         """The longest sequence the cache can hold when nothing else runs."""
-        return (self.num_blocks - 1) * self.block_size
+        return min(map(self._capacity, self._groups))
 
     def admit(self, sequence: Sequence, *, reserve: int = 0) -> bool:
         """Gives a sequence without blocks all it needs, sharing what is computed already.
@@ -135,28 +125,30 @@ class BlockManager:
 
         Args:
             sequence: holds no blocks.
-            reserve: free blocks that must be left over.
+            reserve: free blocks that must be left over in every group.
 
         Returns:
             Whether there were enough blocks; if not, nothing has changed.
         """
         assert not sequence.block_table
-        if len(self._free) <= reserve:  # the token to compute needs a block, whatever is shared
+        # The token to compute needs a block, whatever is shared.
+        if any(group.pool.num_free_blocks <= reserve for group in self._groups):
             return False
         looks_up = self._enable_prefix_caching and sequence.use_prefix_cache
-        shared = self._find_prefix(sequence) if looks_up else []
-        num_shared_tokens = min(len(shared) * self.block_size, sequence.num_tokens - 1)
+        num_shared_tokens, tables = self._find_prefix(sequence, looks_up=looks_up)
         parent = sequence.parent
         if parent is not None and parent.can_fork:
             looks_up = False
-            if num_shared_tokens < sequence.num_prompt_tokens - 1:
-                num_shared_tokens = sequence.num_prompt_tokens - 1
-                num_shared_blocks = self._num_blocks_for(num_shared_tokens)
-                shared = [self._blocks[i] for i in parent.block_table[:num_shared_blocks]]
+            num_prompt_tokens = sequence.num_prompt_tokens - 1
+            if num_shared_tokens < num_prompt_tokens and self._sees(parent, num_prompt_tokens):
+                num_shared_tokens = num_prompt_tokens
+                tables = self._share_table(parent, num_prompt_tokens)
 
-        for block in shared:
-            self._share(block)
-        sequence.block_table = [block.block_id for block in shared]
+        for group, table in zip(self._groups, tables, strict=True):
+            for block_id in table:
+                if block_id != NULL_BLOCK:
+                    group.pool.share(block_id)
+        sequence.block_tables = tables
         sequence.num_computed_tokens = num_shared_tokens
         if not self.allocate(sequence, reserve=reserve):
             self.free(sequence)
@@ -167,29 +159,46 @@ class BlockManager:
         return True
 
     def allocate(self, sequence: Sequence, *, reserve: int = 0) -> bool:
-        """Extends the block table to all known tokens and makes the next block to write private.
+        """Brings the block tables up to date with what the sequence computes next.
+
+        They reach to all known tokens (with a window: to those the next step may compute), the
+        next block to write is private, and blocks that left a window are given up.
 
         Returns:
-            Whether there were enough blocks; if not, nothing has changed.
+            Whether there were enough blocks; if not, no block was taken in any group.
         """
-        table = sequence.block_table
-        num_new = self._num_blocks_for(sequence.num_tokens) - len(table)
-        next_written = sequence.num_computed_tokens // self.block_size
-        writes_into_table = next_written < len(table)
-        needs_copy = writes_into_table and self._blocks[table[next_written]].ref_count > 1
-        if num_new + needs_copy + reserve > len(self._free):
-            return False
-        if writes_into_table:
-            table[next_written] = self._make_private(self._blocks[table[next_written]])
-        table.extend(self._take().block_id for _ in range(num_new))
+        num_computed = sequence.num_computed_tokens
+        next_written = num_computed // self.block_size
+        tables = sequence.block_tables
+        wanted: list[int] = []
+        for group, table in zip(self._groups, tables, strict=True):
+            num_tokens = len(sequence.token_ids)
+            if group.window is not None:
+                num_tokens = min(num_tokens, num_computed + self._max_step_tokens)
+                group.drop_unseen(table, num_computed)
+            num_new = -(-num_tokens // self.block_size) - len(table)
+            num_taken = num_new if num_new > 0 else 0
+            wanted.append(num_taken)
+            if next_written < len(table) and group.pool.is_shared(table[next_written]):
+                num_taken += 1
+            if num_taken + reserve > group.pool.num_free_blocks:
+                return False
+        for group, table, num_new in zip(self._groups, tables, wanted, strict=True):
+            if next_written < len(table):
+                table[next_written] = group.pool.make_private(table[next_written])
+            for _ in range(num_new):
+                table.append(group.pool.take())
         return True
 
     def free(self, sequence: Sequence) -> None:
         """Gives up the sequence's blocks and forgets what it computed."""
-        # From the end: a prefix is of use without its continuation, but not the other way round.
-        for block_id in reversed(sequence.block_table):
-            self._release(self._blocks[block_id])
-        sequence.block_table = []
+        for group, table in zip(self._groups, sequence.block_tables, strict=False):
+            # From the end: a prefix is of use without its continuation, but not the other way
+            # round.
+            for block_id in reversed(table):
+                if block_id != NULL_BLOCK:
+                    group.pool.release(block_id)
+        sequence.block_tables = [[]]
         sequence.num_computed_tokens = 0
 
     def cache_computed_blocks(self, sequence: Sequence, start: int) -> None:
@@ -199,43 +208,89 @@ class BlockManager:
         first = start // self.block_size
         last = sequence.num_computed_tokens // self.block_size
         for index in range(first, last):
-            block = self._blocks[sequence.block_table[index]]
             block_hash = self._block_hash(sequence, index)
-            # The same content may have been computed twice at the same time; one copy is enough.
-            if block.block_hash is None and block_hash not in self._cached:
-                block.block_hash = block_hash
-                self._cached[block_hash] = block
+            for group, table in zip(self._groups, sequence.block_tables, strict=True):
+                group.pool.offer(table[index], block_hash)
 
-    def take_copies(self) -> tuple[tuple[int, int], ...]:
-        """Returns the (source, destination) copies of the step just scheduled, once.
+    def take_copies(self) -> tuple[tuple[int, int, int], ...]:
+        """Returns the (group, source, destination) copies of the step just scheduled, once.
 
-        No block is both a source and a destination, and none is a destination twice.
+        In a group no block is both a source and a destination, and none is a destination twice.
         """
-        copies = tuple((source.block_id, target) for target, source in self._copies.items())
-        sources = list(self._copies.values())
-        self._copies.clear()
-        for source in sources:
-            self._release(source)
-        return copies
+        return tuple(
+            (group.index, source, destination)
+            for group in self._groups
+            for source, destination in group.pool.take_copies()
+        )
 
     def reset_prefix_cache(self) -> None:
         """Forgets all cached prefixes; sequences keep their blocks."""
-        for block in self._cached.values():
-            block.block_hash = None
-        self._cached.clear()
-        self._free.num_cached = 0
+        for group in self._groups:
+            group.pool.forget_prefixes()
 
-    def _num_blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
+    def _capacity(self, group: _Group) -> int:
+        num_blocks = group.pool.num_blocks - 1
+        if group.window is not None:
+            most = most_window_blocks(group.window, self.block_size, self._max_step_tokens)
+            if num_blocks >= most:
+                return sys.maxsize
+        return num_blocks * self.block_size
 
-    def _find_prefix(self, sequence: Sequence) -> list[Block]:
-        blocks: list[Block] = []
-        for index in range(sequence.num_tokens // self.block_size):
-            block = self._cached.get(self._block_hash(sequence, index))
-            if block is None:
+    def _find_prefix(self, sequence: Sequence, *, looks_up: bool) -> tuple[int, list[list[int]]]:
+        """The longest prefix every group holds what it needs of: its tokens and block tables."""
+        count = self._num_cached_blocks(sequence) if looks_up else 0
+        num_tokens = min(count * self.block_size, sequence.num_tokens - 1)
+        tables = []
+        for group in self._groups:
+            first = group.first_visible(num_tokens)
+            hashes = (self._block_hash(sequence, index) for index in range(first, count))
+            found = [group.pool.find(block_hash) for block_hash in hashes]
+            tables.append([NULL_BLOCK] * first + [i for i in found if i is not None])
+        return num_tokens, tables
+
+    def _num_cached_blocks(self, sequence: Sequence) -> int:
+        count = sequence.num_tokens // self.block_size
+        if self._groups[0].window is None:
+            pool = self._groups[0].pool
+            for index in range(count):
+                if pool.find(self._block_hash(sequence, index)) is None:
+                    count = index
+                    break
+        while True:
+            before = count
+            for group in self._windowed:
+                count = self._num_seen_blocks(group, sequence, count)
+            if count == before:  # what one window lacks may have shortened what another had
+                return count
+
+    def _num_seen_blocks(self, group: _Group, sequence: Sequence, count: int) -> int:
+        """The longest prefix of up to `count` blocks whose last window a group has cached."""
+        index = count
+        while index > 0:
+            num_tokens = min(count * self.block_size, sequence.num_tokens - 1)
+            if index <= group.first_visible(num_tokens):
                 break
-            blocks.append(block)
-        return blocks
+            index -= 1
+            if group.pool.find(self._block_hash(sequence, index)) is None:
+                count = index
+        return count
+
+    def _sees(self, parent: Sequence, num_tokens: int) -> bool:
+        """Whether the parent still holds all that the query after so many tokens sees."""
+        num_blocks = -(-num_tokens // self.block_size)
+        for group in self._windowed:
+            first = group.first_visible(num_tokens)
+            if first < num_blocks and parent.block_tables[group.index][first] == NULL_BLOCK:
+                return False
+        return True
+
+    def _share_table(self, parent: Sequence, num_tokens: int) -> list[list[int]]:
+        num_blocks = -(-num_tokens // self.block_size)
+        tables = []
+        for group, table in zip(self._groups, parent.block_tables, strict=True):
+            first = group.first_visible(num_tokens)
+            tables.append([NULL_BLOCK] * first + table[first:num_blocks])
+        return tables
 
     def _block_hash(self, sequence: Sequence, index: int) -> bytes:
         """The hash of all tokens up to the end of a full block, and of the salt.
@@ -249,46 +304,6 @@ class BlockManager:
             parent = hashes[-1] if hashes else _hash(sequence.cache_salt.encode())
             hashes.append(_hash(parent + struct.pack(f"<{len(token_ids)}Q", *token_ids)))
         return hashes[index]
-
-    def _share(self, block: Block) -> None:
-        if block.ref_count == 0:
-            self._free.remove(block)
-        block.ref_count += 1
-
-    def _take(self) -> Block:
-        block = self._free.pop()
-        self._forget(block)
-        block.ref_count = 1
-        return block
-
-    def _release(self, block: Block) -> None:
-        assert block.block_id != NULL_BLOCK
-        assert block.ref_count > 0
-        block.ref_count -= 1
-        if block.ref_count == 0:
-            # A copy into a block that nobody wants any more must not reach its next owner.
-            if (source := self._copies.pop(block.block_id, None)) is not None:
-                self._release(source)
-            self._free.add(block)
-
-    def _make_private(self, block: Block) -> int:
-        """Returns the id of a block with the same content that only the caller will see."""
-        if block.ref_count == 1:
-            self._forget(block)
-            return block.block_id
-        private = self._take()
-        # What a copy of this step is to fill is empty still: copy what it will be filled from.
-        source = self._copies.get(block.block_id, block)
-        self._share(source)
-        self._copies[private.block_id] = source
-        self._release(block)
-        return private.block_id
-
-    def _forget(self, block: Block) -> None:
-        """Takes the block out of the prefix cache."""
-        if block.block_hash is not None:
-            del self._cached[block.block_hash]
-            block.block_hash = None
 
 
 def _hash(content: bytes) -> bytes:

@@ -7,6 +7,7 @@ What a person typed stays text: only what the template itself writes can be a co
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final
 
 import jinja2
@@ -18,6 +19,11 @@ from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import ChatTemplateError, InvalidRequestError
 
 Message = Mapping[str, Any]
+
+DEFAULT_TEMPLATE: Final = "default"
+"""Name of the template that counts where a model has several."""
+TOOL_TEMPLATE: Final = "tool_use"
+"""Name of the one that counts instead where there are tools."""
 
 _MAX_SOURCE_CHARS: Final = 1_000_000
 _BASE_BUDGET: Final = 16_000_000
@@ -43,10 +49,34 @@ _OTHER_MODEL: Final = "The template belongs to the model file; try another file 
 class ChatTemplate:
     """A compiled chat template. May be used from several threads at the same time."""
 
-    def __init__(self, source: str, *, bos_token: str, eos_token: str) -> None:
-        """Compiles; raises ChatTemplateError if the source is broken."""
+    def __init__(
+        self,
+        source: str,
+        *,
+        bos_token: str,
+        eos_token: str,
+        role_tokens: Mapping[str, str] = MappingProxyType({}),
+        with_tools: str | None = None,
+    ) -> None:
+        """Compiles.
+
+        Args:
+            source: the template.
+            bos_token: its text, empty if there is none.
+            eos_token: as `bos_token`.
+            role_tokens: of other tokens that the template may name (`pad_token`, …).
+            with_tools: the template where there are tools, if it is another one.
+
+        Raises:
+            ChatTemplateError: the source is broken.
+        """
         self.source = source
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._tokens = {**role_tokens, "bos_token": bos_token, "eos_token": eos_token}
+        self._with_tools: ChatTemplate | None = None
+        if with_tools is not None and with_tools != source:
+            self._with_tools = ChatTemplate(
+                with_tools, bos_token=bos_token, eos_token=eos_token, role_tokens=role_tokens
+            )
         if len(source) > _MAX_SOURCE_CHARS:
             raise ChatTemplateError(
                 f"The model's chat template has {len(source)} characters; Octavo takes"
@@ -80,7 +110,7 @@ class ChatTemplate:
             InvalidRequestError: the messages hold something that is not plain JSON.
         """
         inputs = _inputs(messages, tools, variables, add_generation_prompt)
-        return self._render(inputs, datetime.now().astimezone())
+        return self._for(tools)._render(inputs, datetime.now().astimezone())
 
     def encode(
         self,
@@ -97,8 +127,13 @@ class ChatTemplate:
         like one. Raises as `render`.
         """
         inputs = _inputs(messages, tools, variables, add_generation_prompt)
-        token_ids = tokenizer.encode_stretches(self._stretches(tokenizer, inputs))
+        stretches = self._for(tools)._stretches(tokenizer, inputs)
+        token_ids = tokenizer.encode_stretches(stretches)
         return tokenizer.with_bos(token_ids) if tokenizer.adds_bos else token_ids
+
+    def _for(self, tools: Sequence[Mapping[str, Any]] | None) -> "ChatTemplate":
+        """The template for a request: an empty list of tools is one, too."""
+        return self if tools is None or self._with_tools is None else self._with_tools
 
     def _stretches(self, tokenizer: Tokenizer, inputs: Mapping[str, Any]) -> list[str | int]:
         """Renders, then cuts at the control tokens that the template wrote.
@@ -169,28 +204,62 @@ def chat_template_from_gguf(header: GGUFHeader, tokenizer: Tokenizer) -> ChatTem
     Raises:
         ChatTemplateError: the template is broken.
     """
-    source = header.metadata.get("tokenizer.chat_template")
-    if not isinstance(source, str) or not source.strip():
-        return None
-    return ChatTemplate(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+    named = {
+        DEFAULT_TEMPLATE: header.metadata.get("tokenizer.chat_template"),
+        TOOL_TEMPLATE: header.metadata.get(f"tokenizer.chat_template.{TOOL_TEMPLATE}"),
+    }
+    return _compiled(_without_blank(named), tokenizer)
 
 
 def chat_template_from_folder(header: FolderHeader, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """As `chat_template_from_gguf`: chat_template.jinja, else what tokenizer_config.json holds.
+    """As `chat_template_from_gguf`, with the default of `templates_in_folder`."""
+    return _compiled(templates_in_folder(header), tokenizer)
 
-    Of several templates with names, `default` counts, else the first.
+
+def templates_in_folder(header: FolderHeader) -> dict[str, str]:
+    """The templates of a model folder by name, none of them blank.
+
+    chat_template.jinja counts, else what tokenizer_config.json holds, else chat_template.json. Of
+    several with names and none called `default`, the first is the default, too.
+
+    Raises:
+        CheckpointError: a file is no JSON object.
     """
-    source: Any = header.read_text("chat_template.jinja")
+    named: dict[str, Any] = {DEFAULT_TEMPLATE: header.read_text("chat_template.jinja")}
+    if named[DEFAULT_TEMPLATE] is not None:
+        named[TOOL_TEMPLATE] = header.read_text(f"additional_chat_templates/{TOOL_TEMPLATE}.jinja")
+        return _without_blank(named)
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        source = (header.read_json(name) or {}).get("chat_template")
+        if isinstance(source, list):
+            named = {
+                str(item.get("name")): item.get("template")
+                for item in source
+                if isinstance(item, dict)
+            }
+            named.setdefault(DEFAULT_TEMPLATE, next(iter(named.values()), None))
+        elif source is not None:
+            named = {DEFAULT_TEMPLATE: source}
+        if source is not None:
+            break
+    return _without_blank(named)
+
+
+def _without_blank(named: Mapping[str, Any]) -> dict[str, str]:
+    return {name: text for name, text in named.items() if isinstance(text, str) and text.strip()}
+
+
+def _compiled(templates: Mapping[str, str], tokenizer: Tokenizer) -> ChatTemplate | None:
+    source = templates.get(DEFAULT_TEMPLATE)
     if source is None:
-        source = (header.read_json("tokenizer_config.json") or {}).get("chat_template")
-    if isinstance(source, list):
-        named = {
-            str(item.get("name")): item.get("template") for item in source if isinstance(item, dict)
-        }
-        source = named.get("default", next(iter(named.values()), None))
-    if not isinstance(source, str) or not source.strip():
         return None
-    return ChatTemplate(source, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+    return ChatTemplate(
+        source,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        role_tokens=tokenizer.vocabulary.role_tokens,
+        with_tools=templates.get(TOOL_TEMPLATE),
+    )
 
 
 def _inputs(

@@ -1,16 +1,20 @@
-"""What the engine needs of a checkpoint, of whatever kind: numbers, tokenizer, chat template."""
+"""What the engine needs of a checkpoint, of whatever kind: numbers, tokenizer, chat template.
+
+The numbers are asked for by everything that lists models; the libraries of the other two are loaded
+when a model is.
+"""
+
+from typing import TYPE_CHECKING
 
 from octavo.checkpoint.folder import FolderHeader
 from octavo.checkpoint.header import CheckpointHeader
-from octavo.engine.chat_template import (
-    ChatTemplate,
-    chat_template_from_folder,
-    chat_template_from_gguf,
-)
-from octavo.engine.model_config import ModelConfig, model_config_from_gguf
+from octavo.engine.model_config import ModelConfig
+from octavo.engine.model_config_gguf import model_config_from_gguf
 from octavo.engine.model_config_hf import model_config_from_folder
-from octavo.engine.tokenizer import Tokenizer, tokenizer_from_gguf
-from octavo.engine.tokenizer_json import tokenizer_from_folder
+
+if TYPE_CHECKING:
+    from octavo.engine.chat_template import ChatTemplate
+    from octavo.engine.tokenizer import Tokenizer
 
 
 def read_model_config(header: CheckpointHeader) -> ModelConfig:
@@ -25,19 +29,25 @@ def read_model_config(header: CheckpointHeader) -> ModelConfig:
     return model_config_from_gguf(header)
 
 
-def read_tokenizer(header: CheckpointHeader) -> Tokenizer:
+def read_tokenizer(header: CheckpointHeader) -> "Tokenizer":
     """Builds the tokenizer; raises as `read_model_config`."""
     if isinstance(header, FolderHeader):
+        from octavo.engine.tokenizer_json import tokenizer_from_folder
+
         return tokenizer_from_folder(header)
+    from octavo.engine.tokenizer import tokenizer_from_gguf
+
     return tokenizer_from_gguf(header)
 
 
-def read_chat_template(header: CheckpointHeader, tokenizer: Tokenizer) -> ChatTemplate | None:
+def read_chat_template(header: CheckpointHeader, tokenizer: "Tokenizer") -> "ChatTemplate | None":
     """Compiles the chat template, None if there is none (a base model).
 
     Raises:
         ChatTemplateError: the template is broken.
     """
+    from octavo.engine.chat_template import chat_template_from_folder, chat_template_from_gguf
+
     if isinstance(header, FolderHeader):
         return chat_template_from_folder(header, tokenizer)
     return chat_template_from_gguf(header, tokenizer)

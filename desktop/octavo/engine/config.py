@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from octavo.errors import InvalidSettingsError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = ("auto", "float16", "bfloat16", "float8_e4m3", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,8 @@ class EngineConfig:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: str = "auto"
     """Of weights and activations; see `DTYPES`."""
+    kv_dtype: str = "auto"
+    """Of cached keys and values, `auto` as weights; see `KV_DTYPES`."""
     block_size: int = 16
     """Tokens per KV block."""
     num_kv_blocks: int | None = None
@@ -31,6 +34,10 @@ class EngineConfig:
         if self.dtype not in DTYPES:
             raise InvalidSettingsError(
                 f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}."
+            )
+        if self.kv_dtype not in KV_DTYPES:
+            raise InvalidSettingsError(
+                f"kv_dtype is {self.kv_dtype!r}; it must be one of {', '.join(KV_DTYPES)}."
             )
         for name, least in (
             ("block_size", 1),

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-import pynvml
 
 from octavo.engine.config import EngineConfig
 from octavo.errors import InvalidSettingsError, ResourceError
@@ -39,8 +38,16 @@ class Device:
         return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
 
 
-def detect_devices(nvml: Any = pynvml) -> list[Device]:
-    """Lists the GPUs, then the CPU; never raises, a machine without NVML simply has no GPU."""
+def detect_devices(nvml: Any = None) -> list[Device]:
+    """Lists the GPUs, then the CPU; never raises, a machine without NVML simply has no GPU.
+
+    Args:
+        nvml: the module `pynvml`, or what stands in for it.
+    """
+    if nvml is None:
+        import pynvml
+
+        nvml = pynvml
     return [*_cuda_devices(nvml), _cpu_device()]
 
 

@@ -20,6 +20,7 @@ from octavo.engine.request import (
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, StepOutput
 from octavo.engine.sequence import Sequence as TokenSequence
+from octavo.engine.token_rules import make_token_rules
 from octavo.engine.tokenizer import Tokenizer
 from octavo.errors import InvalidRequestError
 
@@ -92,7 +93,8 @@ class Engine:
         """Queues a request for the next step.
 
         Raises:
-            InvalidRequestError: empty prompt, token ids outside the vocabulary, id in use.
+            InvalidRequestError: empty prompt, token ids outside the vocabulary, id in use,
+                sampling parameters that contradict each other.
             PromptTooLongError: it can never fit.
         """
         self._check(request)
@@ -193,10 +195,12 @@ class Engine:
         params = request.sampling_params
         _check_token_ids("logit_bias", params.logit_bias, vocab_size)
         _check_token_ids("stop_token_ids", params.stop_token_ids, vocab_size)
+        _check_token_ids("allowed_token_ids", params.allowed_token_ids or (), vocab_size)
 
     def _make_sequences(self, request: GenerationRequest) -> list[TokenSequence]:
         params = request.sampling_params
         seed = secrets.randbits(63) if params.seed is None else params.seed
+        token_rules = make_token_rules(params, self._tokenizer)
         sequences = []
         for index in range(params.n):
             sequences.append(
@@ -210,6 +214,7 @@ class Engine:
                     priority=request.priority,
                     cache_salt=request.cache_salt,
                     use_prefix_cache=params.prompt_logprobs is None,
+                    token_rules=token_rules,
                 )
             )
             self._next_sequence_id += 1

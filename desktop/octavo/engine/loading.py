@@ -12,6 +12,7 @@ from octavo.engine.checkpoint_parts import read_model_config, read_tokenizer
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, detect_devices
 from octavo.engine.engine import Engine
+from octavo.engine.kv_groups import kv_groups
 from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryPlan, plan_memory
 from octavo.engine.model_config import ModelConfig
@@ -45,7 +46,11 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
     control.report(Progress("Preparing the KV cache"))
     runner = ModelRunner(model, model_config, plan, config, stop_token_ids=tokenizer.stop_token_ids)
     block_manager = BlockManager(
-        plan.num_kv_blocks, plan.block_size, enable_prefix_caching=config.enable_prefix_caching
+        plan.num_group_blocks,
+        plan.block_size,
+        windows=[group.window for group in kv_groups(model_config, plan.max_model_len)],
+        max_step_tokens=config.max_num_batched_tokens,
+        enable_prefix_caching=config.enable_prefix_caching,
     )
     scheduler = Scheduler(
         block_manager,

@@ -1,15 +1,20 @@
 """The memory plan: what a model will need, item by item, before anything is loaded. No torch."""
 
 import dataclasses
+import operator
 from dataclasses import dataclass
 
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
+from octavo.engine.kv_groups import KVGroup, kv_groups, most_window_blocks, num_blocks_for
 from octavo.engine.model_config import ModelConfig
 from octavo.errors import InsufficientMemoryError
 from octavo.units import format_bytes, format_count
 
 BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
+_KV_BYTES = {**BYTES_PER_ELEMENT, "float8_e4m3": 1, "int8": 1}
+_KV_SCALE_BYTES = {"int8": 2}
+"""For each token and head, beside what is scaled."""
 MIN_CONTEXT_TOKENS = 512
 """A cache that cannot hold this many tokens (or the model's whole context) is not worth a load."""
 DEFAULT_CPU_SEQUENCES = 4
@@ -48,11 +53,18 @@ class MemoryPlan:
     dtype: str
     items: tuple[MemoryItem, ...]
     num_kv_blocks: int
-    """Includes block 0, the null block, which holds no tokens."""
+    """Of the first KV group; includes block 0, the null block, which holds no tokens."""
     block_size: int
     max_model_len: int
     remedies: tuple[str, ...] = ()
     """What would make it fit, as sentences; empty if it fits."""
+    num_window_blocks: tuple[int, ...] = ()
+    """As `num_kv_blocks`, of the other KV groups: layers with a window."""
+    most_blocks: int | None = None
+    """What a sequence of any length needs at most in the first group, if that has a window and
+    room for so many; None: the longer the sequence, the more."""
+    chosen_kv_dtype: str = "auto"
+    """Of cached keys and values; `auto`: as `dtype`."""
 
     @property
     def total_bytes(self) -> int:
@@ -63,8 +75,20 @@ class MemoryPlan:
         return self.device.free_bytes
 
     @property
+    def kv_dtype(self) -> str:
+        """The type of cached keys and values."""
+        return self.dtype if self.chosen_kv_dtype == "auto" else self.chosen_kv_dtype
+
+    @property
+    def num_group_blocks(self) -> tuple[int, ...]:
+        """Of each KV group, null blocks included."""
+        return self.num_kv_blocks, *self.num_window_blocks
+
+    @property
     def kv_tokens(self) -> int:
-        """Tokens the KV cache can hold."""
+        """Tokens of conversation there is room for; not all of them are kept by every layer."""
+        if self.most_blocks is not None:
+            return (self.num_kv_blocks - 1) // self.most_blocks * self.max_model_len
         return (self.num_kv_blocks - 1) * self.block_size
 
     @property
@@ -121,47 +145,94 @@ def _plan_in(dtype: str, model: ModelConfig, config: EngineConfig, device: Devic
     )
     workspace = MemoryItem(
         "Workspace",
-        _workspace_bytes(model, config, device, max_model_len, element_bytes),
+        _workspace_bytes(model, config, device, max_model_len, dtype),
         f"one step of up to {config.max_num_batched_tokens} tokens"
         f" and {config.max_num_seqs} sequences",
     )
     reserve = _reserve(device)
-    block_bytes = config.block_size * model.kv_bytes_per_token(element_bytes)
-    num_kv_blocks = config.num_kv_blocks
-    if num_kv_blocks is None:
-        rest_bytes = device.free_bytes - weights.num_bytes - workspace.num_bytes - reserve.num_bytes
-        num_kv_blocks = _default_kv_blocks(config, device, max_model_len, rest_bytes, block_bytes)
+    groups = kv_groups(model, max_model_len)
+    kv_dtype = dtype if config.kv_dtype == "auto" else config.kv_dtype
+    block_bytes = [_block_bytes(model, group, config.block_size, kv_dtype) for group in groups]
+    rest_bytes = device.free_bytes - weights.num_bytes - workspace.num_bytes - reserve.num_bytes
+    num_blocks = _num_blocks(config, device, groups, max_model_len, rest_bytes, block_bytes)
     kv_cache = MemoryItem(
         "KV cache",
-        num_kv_blocks * block_bytes,
-        f"{(num_kv_blocks - 1) * config.block_size:,} tokens in blocks of {config.block_size}",
+        sum(count * size for count, size in zip(num_blocks, block_bytes, strict=True)),
+        _kv_detail(groups, num_blocks, config.block_size, kv_dtype),
     )
+    most = _most_blocks(groups[0], config, max_model_len)
     return MemoryPlan(
         device=device,
         dtype=dtype,
         items=(weights, kv_cache, workspace, reserve),
-        num_kv_blocks=num_kv_blocks,
+        num_kv_blocks=num_blocks[0],
         block_size=config.block_size,
         max_model_len=max_model_len,
+        num_window_blocks=num_blocks[1:],
+        most_blocks=most if groups[0].window is not None and num_blocks[0] > most else None,
+        chosen_kv_dtype=config.kv_dtype,
     )
 
 
-def _default_kv_blocks(
-    config: EngineConfig, device: Device, max_model_len: int, rest_bytes: int, block_bytes: int
-) -> int:
-    """Room for a few full-length sequences; less if memory is short; never too little to use."""
-    minimum = _num_blocks(min(max_model_len, MIN_CONTEXT_TOKENS), config.block_size) + 1
+def _block_bytes(model: ModelConfig, group: KVGroup, block_size: int, kv_dtype: str) -> int:
+    """One block in all layers of a group."""
+    bytes_per_head = model.head_dim * _KV_BYTES[kv_dtype] + _KV_SCALE_BYTES.get(kv_dtype, 0)
+    return block_size * len(group.layers) * 2 * model.num_kv_heads * bytes_per_head
+
+
+def _most_blocks(group: KVGroup, config: EngineConfig, max_model_len: int) -> int:
+    """What one sequence needs at most in a group, the null block left out."""
+    whole = num_blocks_for(max_model_len, config.block_size)
+    if group.window is None:
+        return whole
+    most = most_window_blocks(group.window, config.block_size, config.max_num_batched_tokens)
+    return min(whole, most)
+
+
+def _num_blocks(
+    config: EngineConfig,
+    device: Device,
+    groups: tuple[KVGroup, ...],
+    max_model_len: int,
+    rest_bytes: int,
+    block_bytes: list[int],
+) -> tuple[int, ...]:
+    """Room for a few full-length sequences; less if memory is short; never too little to use.
+
+    Groups beside the first get up to half of the room: short sequences need as much of a window's
+    blocks as of the others. None gets more blocks than the first, or than it can ever need.
+    """
     if device.kind == "cpu":
         num_sequences = min(DEFAULT_CPU_SEQUENCES, config.max_num_seqs)
         rest_bytes //= 4
     else:
         num_sequences = config.max_num_seqs
-    wanted = num_sequences * _num_blocks(max_model_len, config.block_size) + 1
-    return max(minimum, min(wanted, rest_bytes // block_bytes))
+    most = [_most_blocks(group, config, max_model_len) for group in groups]
+    wanted = [num_sequences * count + 1 for count in most]
+    wanted_bytes = sum(map(operator.mul, wanted[1:], block_bytes[1:]))
+    half_bytes = max(0, rest_bytes // 2)
+    others = [
+        max(least + 1, count * min(half_bytes, wanted_bytes) // wanted_bytes)
+        for least, count in zip(most[1:], wanted[1:], strict=True)
+    ]
+    first = config.num_kv_blocks
+    if first is None:
+        rest_bytes -= sum(map(operator.mul, others, block_bytes[1:]))
+        minimum = num_blocks_for(min(max_model_len, MIN_CONTEXT_TOKENS), config.block_size) + 1
+        first = max(minimum, min(wanted[0], rest_bytes // block_bytes[0]))
+    return first, *(min(first, count) for count in others)
 
 
-def _num_blocks(num_tokens: int, block_size: int) -> int:
-    return -(-num_tokens // block_size)
+def _kv_detail(
+    groups: tuple[KVGroup, ...], num_blocks: tuple[int, ...], block_size: int, kv_dtype: str
+) -> str:
+    parts = []
+    for group, count in zip(groups, num_blocks, strict=True):
+        tokens = f"{(count - 1) * block_size:,} tokens"
+        if group.window is not None:
+            tokens += f" for {len(group.layers)} layers that see {group.window:,}"
+        parts.append(tokens)
+    return f"{' and '.join(parts)}, in blocks of {block_size} and {kv_dtype}"
 
 
 def _reserve(device: Device) -> MemoryItem:
@@ -177,9 +248,10 @@ def _workspace_bytes(
     config: EngineConfig,
     device: Device,
     max_model_len: int,
-    element_bytes: int,
+    dtype: str,
 ) -> int:
     """What one step holds besides weights and cache, where it holds most."""
+    element_bytes = BYTES_PER_ELEMENT[dtype]
     num_tokens = config.max_num_batched_tokens
     query_size = model.num_heads * model.head_dim
     kv_size = model.num_kv_heads * model.head_dim
@@ -189,6 +261,8 @@ def _workspace_bytes(
     attention = num_tokens * (query_size + kv_size) * (2 * element_bytes + 3 * 4)
     gathered_tokens = max(MAX_GATHERED_TOKENS, max_model_len)
     attention += 2 * gathered_tokens * kv_size * element_bytes
+    if config.kv_dtype not in ("auto", dtype):  # gathered as stored, then in the model's type
+        attention += gathered_tokens * kv_size * _KV_BYTES[config.kv_dtype]
     num_scores = min(MAX_ATTENTION_SCORES, model.num_heads * num_tokens * max_model_len)
     if device.kind == "cpu":
         # The fused kernel needs no scores, but a mask and where it comes from.
@@ -234,7 +308,8 @@ def _fitting_kv_blocks(plan: MemoryPlan, model: ModelConfig, config: EngineConfi
     """The largest cache that fits, if the configuration asked for a larger one by number."""
     if config.num_kv_blocks is None:
         return None
-    block_bytes = plan.block_size * model.kv_bytes_per_token(BYTES_PER_ELEMENT[plan.dtype])
-    fitting = config.num_kv_blocks - _num_blocks(plan.total_bytes - plan.free_bytes, block_bytes)
-    least = _num_blocks(min(plan.max_model_len, MIN_CONTEXT_TOKENS), plan.block_size) + 1
+    group, *_ = kv_groups(model, plan.max_model_len)
+    block_bytes = _block_bytes(model, group, plan.block_size, plan.kv_dtype)
+    fitting = config.num_kv_blocks - num_blocks_for(plan.total_bytes - plan.free_bytes, block_bytes)
+    least = num_blocks_for(min(plan.max_model_len, MIN_CONTEXT_TOKENS), plan.block_size) + 1
     return fitting if fitting >= least else None

@@ -7,9 +7,6 @@ from octavo.engine.model_config import ModelConfig, MoEConfig
 from octavo.engine.rope_config_hf import read_ropes
 from octavo.errors import CheckpointError, UnsupportedModelError
 
-SUPPORTED_DTYPES = frozenset({"F32", "F16", "BF16"})
-"""Data types of weights that `weights` can read."""
-
 EMBEDDING_TENSOR = "model.embed_tokens.weight"
 OUTPUT_TENSOR = "lm_head.weight"
 
@@ -46,32 +43,10 @@ def _refuse_what_does_not_run(values: ConfigValues, family: Family) -> None:
     classes = values.get("architectures", [family.causal_class])
     if classes != [family.causal_class]:
         raise values.unsupported(f"is a {short(classes)}, not a {family.causal_class}")
-    _refuse_quantization(values.header)
     if values.get("clip_qkv") is not None:
         raise values.unsupported("clips its queries, keys and values")
     if values.get("use_bidirectional_attention"):
         raise values.unsupported("looks ahead")
-    for tensor in values.header.tensors.values():
-        if tensor.dtype not in SUPPORTED_DTYPES:
-            raise UnsupportedModelError(
-                f"The tensor {tensor.name!r} in {tensor.path.name} of "
-                f"{values.header.path.name} has the data type {tensor.dtype}, "
-                "which Octavo cannot read yet.",
-                hint="Choose a version of this model in BF16, F16 or F32, or a GGUF of it.",
-            )
-
-
-def _refuse_quantization(header: FolderHeader) -> None:
-    for key in ("quantization_config", "compression_config"):
-        packed = header.config.get(key)
-        if packed is None:
-            continue
-        method = packed.get("quant_method") if isinstance(packed, dict) else None
-        raise UnsupportedModelError(
-            f"{header.path.name} is quantised by {short(method or 'an unnamed method')},"
-            " which Octavo cannot unpack yet.",
-            hint="Choose the original model in BF16 or F16, or a GGUF of it.",
-        )
 
 
 class _FamilyReader:
@@ -81,6 +56,7 @@ class _FamilyReader:
         self._values = values
         self._family = family
         self._header = values.header
+        self._weights = values.header.weights()
 
     def read(self) -> ModelConfig:
         values, family = self._values, self._family
@@ -111,7 +87,7 @@ class _FamilyReader:
             rope=rope,
             # A folder that claims to tie but brings both matrices means the second one.
             tie_word_embeddings=values.flag("tie_word_embeddings", default=family.default_tied)
-            and OUTPUT_TENSOR not in self._header.tensors,
+            and OUTPUT_TENSOR not in self._weights,
             num_parameters=self._header.num_parameters,
             checkpoint_bytes=self._header.tensor_bytes,
             quantization=self._header.quantization,
@@ -135,6 +111,7 @@ class _FamilyReader:
             local_rope=local_rope,
             unrotated_layers=self._unrotated_layers(num_layers),
             moe=self._moe(num_layers),
+            weight_format=self._header.weight_format(),
         )
 
     def _head_dim(self, hidden_size: int, num_heads: int) -> int:
@@ -152,7 +129,7 @@ class _FamilyReader:
         return head_dim
 
     def _vocab_size(self, hidden_size: int) -> int:
-        embedding = self._header.tensors.get(EMBEDDING_TENSOR)
+        embedding = self._weights.get(EMBEDDING_TENSOR)
         if embedding is None:
             raise CheckpointError(
                 f"{self._header.path.name} has no tensor {EMBEDDING_TENSOR!r}: "
@@ -162,10 +139,10 @@ class _FamilyReader:
                 hint="Download the whole folder of the model, not an adapter for it.",
             )
         vocab_size = self._values.integer("vocab_size", 1, 1 << 24)
-        if embedding.shape != (vocab_size, hidden_size):
+        if embedding.format is None and embedding.main.shape != (vocab_size, hidden_size):
             raise self._values.contradiction(
                 f"the tensor {EMBEDDING_TENSOR!r} in {embedding.path.name} has the shape "
-                f"{list(embedding.shape)} instead of {[vocab_size, hidden_size]}",
+                f"{list(embedding.main.shape)} instead of {[vocab_size, hidden_size]}",
                 tensor=EMBEDDING_TENSOR,
             )
         return vocab_size

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from octavo.engine.attention import choose_attention_backend
-from octavo.engine.attention.base import AttentionMetadata
+from octavo.engine.attention.base import AttentionMetadata, WindowTables
 from octavo.engine.batch import IntArray, PersistentBatch, StepInputs
 from octavo.engine.config import EngineConfig
 from octavo.engine.kv_cache import KVCache
+from octavo.engine.kv_groups import kv_groups
 from octavo.engine.memory import PROMPT_LOGPROB_ROWS, MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import DTYPES, Decoder
@@ -44,13 +45,15 @@ class ModelRunner:
         """
         self._model = model
         self._device = torch.device(plan.device.torch_name)
+        groups = kv_groups(model_config, plan.max_model_len)
+        self._windows = tuple(group.window for group in groups)
         self._kv_cache = KVCache(
-            num_layers=model_config.num_layers,
-            num_blocks=plan.num_kv_blocks,
+            groups,
+            num_blocks=plan.num_group_blocks,
             block_size=plan.block_size,
             num_kv_heads=model_config.num_kv_heads,
             head_dim=model_config.head_dim,
-            dtype=DTYPES[plan.dtype],
+            dtype=plan.kv_dtype,
             device=self._device,
         )
         self._block_size = plan.block_size
@@ -59,7 +62,9 @@ class ModelRunner:
             num_kv_heads=model_config.num_kv_heads,
             dtype=DTYPES[plan.dtype],
         )
-        self._batch = PersistentBatch(config.max_num_seqs, plan.max_model_len, plan.block_size)
+        self._batch = PersistentBatch(
+            config.max_num_seqs, plan.max_model_len, plan.block_size, windows=self._windows
+        )
         self._sampler = Sampler(model_config.vocab_size, stop_token_ids)
 
     @property
@@ -107,15 +112,24 @@ class ModelRunner:
         self._batch.remove(sequence)
 
     def _attention_metadata(self, inputs: StepInputs) -> AttentionMetadata:
+        (slot_mapping, block_tables), *others = (
+            (self._to_device(group.slot_mapping), self._to_device(group.block_tables))
+            for group in inputs.groups
+        )
+        windows = (window for window in self._windows[1:] if window is not None)
         return AttentionMetadata(
-            slot_mapping=self._to_device(inputs.slot_mapping),
-            block_tables=self._to_device(inputs.block_tables),
+            slot_mapping=slot_mapping,
+            block_tables=block_tables,
             context_lens=self._to_device(inputs.context_lens),
             cu_seqlens_q=self._to_device(inputs.cu_seqlens_q),
             num_decode=inputs.num_decode,
             block_size=self._block_size,
             query_lens=tuple(item.num_tokens for item in inputs.sequences),
             host_context_lens=tuple(item.start + item.num_tokens for item in inputs.sequences),
+            window_tables={
+                window: WindowTables(*tables)
+                for window, tables in zip(windows, others, strict=True)
+            },
         )
 
     def _prompt_logprobs(

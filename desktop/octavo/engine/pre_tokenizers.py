@@ -36,6 +36,16 @@ _DEEPSEEK3_WORD: Final = (
 )
 _DEEPSEEK3: Final = (r"\p{N}{1,3}", r"[一-龥぀-ゟ゠-ヿ]+", _DEEPSEEK3_WORD)
 _DEEPSEEK_CODER: Final = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}")
+# Letters with upper and lower case, but for those of Georgian, which had none when it was trained.
+_CASED: Final = r"(?:(?![ა-ჿ])[\p{Lu}\p{Ll}\p{Lt}])"
+_DEEPSEEK_LLM: Final = (
+    r"[\r\n]",
+    rf"\s?{_CASED}+",
+    r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+    r"\s+$",
+    r"[一-龥ࠀ-一가-퟿]+",
+    r"\p{N}+",
+)
 _BLOOM: Final = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _SEED_CODER: Final = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
 _DEFAULT: Final = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
@@ -53,6 +63,8 @@ class PreTokenizer:
     """A word that is a token as a whole is that token, whatever the merges say."""
     adds_bos: bool = False
     """Whether prompts begin with BOS if the file does not say."""
+    composes: bool = False
+    """Letters and their marks become one character first, where there is one (NFC)."""
 
     def build(self) -> pre_tokenizers.PreTokenizer:
         """Makes the `tokenizers` object; bytes become GPT-2's printable alphabet."""
@@ -66,7 +78,7 @@ class PreTokenizer:
 def _by_name() -> Mapping[str, PreTokenizer]:
     gpt2 = PreTokenizer((_GPT2,))
     digits_gpt2 = PreTokenizer(_DIGITS_GPT2)
-    qwen2 = PreTokenizer((_QWEN2,))
+    qwen2 = PreTokenizer((_QWEN2,), composes=True)
     llama3 = PreTokenizer((_LLAMA3,))
     bloom = PreTokenizer((_BLOOM,))
     gpt4o = PreTokenizer((_GPT4O,))
@@ -74,15 +86,18 @@ def _by_name() -> Mapping[str, PreTokenizer]:
         PreTokenizer(_DEFAULT): "default",
         gpt2: "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat mellum a.x-4.0",
         digits_gpt2: "smollm starcoder refact command-r codeshell exaone minerva-7b",
-        qwen2: "qwen2 deepseek-r1-qwen stablelm2 megrez hunyuan",
+        # Only Qwen's own vocabularies are known to compose; GGUF files do not say it.
+        qwen2: "qwen2 f2llmv2",
+        PreTokenizer((_QWEN2,)): "deepseek-r1-qwen kormo stablelm2 megrez hunyuan",
         llama3: "dbrx smaug-bpe glm4 chatglm-bpe",
         PreTokenizer((_LLAMA3,), ignore_merges=True, adds_bos=True): (
-            "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2"
+            "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2"
         ),
         PreTokenizer((_TEKKEN,), ignore_merges=True, adds_bos=True): "tekken",
-        gpt4o: "gpt-4o llama4 kanana2",
+        gpt4o: "gpt-4o llama4 kanana2 talkie",
         PreTokenizer(_DEEPSEEK3): "deepseek-v3 hunyuan-dense",
         PreTokenizer(_DEEPSEEK_CODER): "deepseek-coder",
+        PreTokenizer(_DEEPSEEK_LLM): "deepseek-llm",
         PreTokenizer(_FALCON): "falcon",
         bloom: "bloom poro-chat gpt3-finnish",
         PreTokenizer((_BLOOM, r"\p{N}")): "viking",

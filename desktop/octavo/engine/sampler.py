@@ -4,23 +4,22 @@ Stateless: the random numbers of a token are a function of its sequence's seed a
 so a result depends neither on the other sequences of the batch nor on preemption.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from octavo.engine.logits_processing import process_logits
 from octavo.engine.memory import SAMPLED_ROWS
 from octavo.engine.request import TokenLogprob
-from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.sequence import Sequence as TokenSequence
+from octavo.engine.truncation import column, exclude_top_choices, likeliest
 from octavo.errors import EngineError
 
-_CANDIDATES = (64, 1024)
-"""Truncation looks at this many of the likeliest tokens before it sorts the whole vocabulary."""
+_XTC_STREAM = 0x7C1D5B4F3A2E9687
+"""Sets the coins of XTC apart from the noise of the draw."""
+_LOWEST_TEMPERATURE = 1e-30
+"""As good as greedy, and float32 can divide by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Sampler:
     """Applies each sequence's sampling parameters to its row of logits.
 
     The steps, in this order; a row that asks for none of them only pays for its argmax:
-    logit bias, min_tokens, penalties; then greedy, or temperature, top-k, top-p, min-p, draw.
+    those of `process_logits`; then greedy, or temperature, top-k, top-p, min-p, XTC, draw.
     """
 
     def __init__(self, vocab_size: int, stop_token_ids: frozenset[int] = frozenset()) -> None:
@@ -59,9 +58,7 @@ class Sampler:
         params = [sequence.sampling_params for sequence in sequences]
         asking = [row for row, item in enumerate(params) if item.logprobs is not None]
         raw = logits[asking].log_softmax(-1) if asking else None
-        _add_logit_bias(logits, params)
-        self._mask_stop_tokens(logits, sequences)
-        _apply_penalties(logits, sequences)
+        process_logits(logits, sequences, self._stop_token_ids)
         best = logits.max(-1)
         # A row with any NaN has NaN as its maximum; one with an infinity cannot be normalised.
         if not bool(best.values.isfinite().all()):
@@ -71,12 +68,16 @@ class Sampler:
                 " float16, try bfloat16 or float32.",
             )
         token_ids: list[int] = best.indices.tolist()
-        random_rows = [row for row, item in enumerate(params) if not item.is_greedy]
-        for start in range(0, len(random_rows), SAMPLED_ROWS):
-            rows = random_rows[start : start + SAMPLED_ROWS]
-            drawn = _draw(logits[rows], [sequences[row] for row in rows])
-            for row, token_id in zip(rows, drawn, strict=True):
-                token_ids[row] = token_id
+        # Apart, for truncation would sort the vocabulary for a row that keeps all of it.
+        whole = [row for row, one in enumerate(params) if not (one.is_greedy or one.truncates)]
+        cut = [row for row, one in enumerate(params) if one.truncates and not one.is_greedy]
+        for kind in (whole, cut):
+            for start in range(0, len(kind), SAMPLED_ROWS):
+                rows = kind[start : start + SAMPLED_ROWS]
+                scores = logits[rows].sub_(best.values[rows].unsqueeze(1))
+                drawn = self._draw(scores, [sequences[row] for row in rows])
+                for row, token_id in zip(rows, drawn, strict=True):
+                    token_ids[row] = token_id
         logprobs: dict[int, TokenLogprob] = {}
         if raw is not None:
             chosen = [token_ids[row] for row in asking]
@@ -84,12 +85,27 @@ class Sampler:
             logprobs = dict(zip(asking, gather_logprobs(raw, chosen, counts), strict=True))
         return SampledTokens(token_ids, logprobs)
 
-    def _mask_stop_tokens(self, logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> None:
-        for row, sequence in enumerate(sequences):
-            params = sequence.sampling_params
-            if sequence.num_output_tokens < params.min_tokens:
-                banned = sorted(self._stop_token_ids.union(params.stop_token_ids))
-                logits[row, banned] = -math.inf
+    def _draw(self, scores: torch.Tensor, sequences: Sequence[TokenSequence]) -> list[int]:
+        """Draws a token per row; either all rows truncate or none does.
+
+        Args:
+            scores: [num_rows, vocab_size], logits less their maximum; may be changed.
+            sequences: one per row.
+        """
+        params = [sequence.sampling_params for sequence in sequences]
+        temperatures = [max(item.temperature, _LOWEST_TEMPERATURE) for item in params]
+        scores.div_(column(temperatures, scores.device))
+        if params[0].truncates:
+            scores, token_ids = likeliest(scores, params)
+        else:
+            token_ids = torch.arange(scores.shape[-1], device=scores.device).unsqueeze(0)
+        thresholds = [_xtc_threshold(sequence) for sequence in sequences]
+        if min(thresholds) < 1.0:
+            exclude_top_choices(scores, token_ids, thresholds, self._stop_token_ids)
+        keys = [_noise_key(sequence.seed, sequence.num_tokens) for sequence in sequences]
+        best = scores.add_(gumbel_noise(keys, token_ids)).argmax(-1, keepdim=True)
+        drawn: list[int] = token_ids.expand(len(keys), -1).gather(-1, best).flatten().tolist()
+        return drawn
 
 
 def gather_logprobs(
@@ -117,98 +133,13 @@ def gather_logprobs(
     ]
 
 
-def _add_logit_bias(logits: torch.Tensor, params: Sequence[SamplingParams]) -> None:
-    for row, item in enumerate(params):
-        if item.logit_bias:
-            token_ids = list(item.logit_bias)
-            assert max(token_ids) < logits.shape[-1]
-            biases = torch.tensor(list(item.logit_bias.values()), dtype=torch.float32)
-            logits[row, token_ids] += biases.to(logits.device)
-
-
-def _apply_penalties(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> None:
-    """Repetition (prompt and output), then frequency and presence (output alone).
-
-    Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1; OpenAI API reference.
-    """
-    for row, sequence in enumerate(sequences):
-        params = sequence.sampling_params
-        if params.repetition_penalty != 1.0:
-            seen = _to_device(np.unique(np.asarray(sequence.token_ids)), logits.device)
-            values = logits[row, seen]
-            penalty = params.repetition_penalty
-            logits[row, seen] = torch.where(values > 0, values / penalty, values * penalty)
-        if params.presence_penalty or params.frequency_penalty:
-            output = np.asarray(sequence.token_ids[sequence.num_prompt_tokens :], dtype=np.int64)
-            unique, counts = np.unique(output, return_counts=True)
-            penalties = params.presence_penalty + params.frequency_penalty * counts
-            logits[row, _to_device(unique, logits.device)] -= _to_device(
-                penalties.astype(np.float32), logits.device
-            )
-
-
-def _to_device(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values).to(device)
-
-
-def _draw(logits: torch.Tensor, sequences: Sequence[TokenSequence]) -> list[int]:
-    """Draws a token per row of logits, which may be changed."""
-    params = [sequence.sampling_params for sequence in sequences]
-    keys = [_noise_key(sequence.seed, sequence.num_tokens) for sequence in sequences]
-    scores = logits.div_(_column([item.temperature for item in params], logits.device))
-    if not any(_is_truncated(item) for item in params):
-        token_ids = torch.arange(logits.shape[-1], device=logits.device)
-        drawn: list[int] = scores.add_(gumbel_noise(keys, token_ids)).argmax(-1).tolist()
-        return drawn
-    ordered, token_ids = _likeliest(scores, params)
-    best = ordered.add_(gumbel_noise(keys, token_ids)).argmax(-1, keepdim=True)
-    picked: list[int] = token_ids.gather(-1, best).flatten().tolist()
-    return picked
-
-
-def _is_truncated(params: SamplingParams) -> bool:
-    return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
-
-
-def _likeliest(
-    scores: torch.Tensor, params: Sequence[SamplingParams]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What top-k, then top-p, then min-p leave: scores, likeliest first, and their token ids.
-
-    Left-out candidates have -inf. Each step finds a lowest score per row instead of a set, so
-    that ties at the edge stay together and the result does not hang on how they were ordered.
-    Few candidates are enough for most rows; the vocabulary is sorted only if they are not.
-
-    Source of top-p: Holtzman et al. 2019, arXiv:1904.09751, section 3.1.
-    """
-    device, vocab_size = scores.device, scores.shape[-1]
-    top_ks = [item.top_k if 0 < item.top_k < vocab_size else vocab_size for item in params]
-    top_k = torch.tensor(top_ks, device=device).unsqueeze(1)
-    top_p = _column([item.top_p for item in params], device)
-    min_p = _column([math.log(item.min_p) if item.min_p else -math.inf for item in params], device)
-    has_top_k = top_k < vocab_size
-    total = scores.logsumexp(-1, keepdim=True)
-    for width in (*(size for size in _CANDIDATES if size < vocab_size), vocab_size):
-        ordered, token_ids = scores.topk(width)
-        last = ordered[:, -1:]
-        top_k_edge = ordered.gather(-1, top_k.clamp(max=width) - 1)
-        top_k_edge = top_k_edge.masked_fill(~has_top_k, -math.inf)
-        kept = ordered.masked_fill(ordered < top_k_edge, -math.inf)
-        mass = torch.where(has_top_k, kept.logsumexp(-1, keepdim=True), total)
-        cumulative = (kept - mass).exp().cumsum(-1)
-        top_p_edge = ordered.gather(-1, (cumulative < top_p).sum(-1, True).clamp(max=width - 1))
-        # A row with top_p = 1 keeps everything, whatever rounding made of its sum.
-        top_p_edge = top_p_edge.masked_fill(top_p >= 1.0, -math.inf)
-        edge = top_k_edge.maximum(top_p_edge).maximum(ordered[:, :1] + min_p)
-        is_complete = (last < edge) & ((last < top_k_edge) | ~has_top_k)
-        if width == vocab_size or bool(is_complete.all()):
-            break
-    return ordered.masked_fill(ordered < edge, -math.inf), token_ids
-
-
-def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    """[num_rows, 1], float32."""
-    return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)
+def _xtc_threshold(sequence: TokenSequence) -> float:
+    """The threshold if XTC's coin falls for it at this position, else 1, above which is nothing."""
+    params = sequence.sampling_params
+    if params.xtc_probability == 0.0:
+        return 1.0
+    coin = _noise_key(sequence.seed ^ _XTC_STREAM, sequence.num_tokens) / 2**64
+    return params.xtc_threshold if coin < params.xtc_probability else 1.0
 
 
 def gumbel_noise(keys: Sequence[int], token_ids: torch.Tensor) -> torch.Tensor:
@@ -219,7 +150,7 @@ def gumbel_noise(keys: Sequence[int], token_ids: torch.Tensor) -> torch.Tensor:
 
     Args:
         keys: one per row.
-        token_ids: [num_candidates] or [num_rows, num_candidates], int64.
+        token_ids: [num_candidates], [1 or num_rows, num_candidates], int64.
 
     Returns:
         [num_rows, num_candidates].

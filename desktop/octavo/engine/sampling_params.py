@@ -11,6 +11,18 @@ from octavo.errors import InvalidRequestError
 MAX_LOGPROBS = 20
 MAX_SEQUENCES_PER_REQUEST = 64
 MAX_STOP_STRINGS = 16
+MAX_BAD_WORDS = 128
+MAX_DRY_ALLOWED_LENGTH = 100
+MAX_SEQUENCE_BREAKERS = 128
+DEFAULT_SEQUENCE_BREAKERS = ("\n", ":", '"', "*")
+_LIST_FIELDS = (
+    "stop",
+    "stop_token_ids",
+    "allowed_token_ids",
+    "bad_words",
+    "dry_sequence_breakers",
+)
+_MOST_SHOWN_CHARACTERS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +51,26 @@ class SamplingParams:
     """Subtracted once from tokens already in the completion."""
     frequency_penalty: float = 0.0
     """Subtracted per occurrence in the completion."""
+    dry_multiplier: float = 0.0
+    """Strength of DRY, which lowers what would go on repeating the text so far; 0: off."""
+    dry_base: float = 1.75
+    """Factor on DRY's penalty for each further token of the repetition."""
+    dry_allowed_length: int = 2
+    """The longest repetition, in tokens, that DRY leaves alone."""
+    dry_range: int = 0
+    """Last tokens of prompt and completion that DRY looks at; 0: all."""
+    dry_sequence_breakers: tuple[str, ...] = DEFAULT_SEQUENCE_BREAKERS
+    """No repetition goes across a token whose text contains one of these."""
+    xtc_probability: float = 0.0
+    """How often XTC removes the likeliest tokens, of those left by min_p; 0: off."""
+    xtc_threshold: float = 0.1
+    """XTC removes the tokens of at least this probability but for the least likely of them."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids."""
+    allowed_token_ids: tuple[int, ...] | None = None
+    """The only ones that may come; None: all. Without a stop id, max_tokens ends the completion."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that are not to come, in their own tokens; other tokens may still spell them."""
     seed: int | None = None
     """None: a fresh one for every request."""
     stop: tuple[str, ...] = ()
@@ -62,31 +93,47 @@ class SamplingParams:
         _check_number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_minimum=True)
         _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_number("dry_multiplier", self.dry_multiplier, 0.0, 100.0)
+        _check_number("dry_base", self.dry_base, 1.0, 10.0)
+        _check_integer("dry_allowed_length", self.dry_allowed_length, 1, MAX_DRY_ALLOWED_LENGTH)
+        _check_integer("dry_range", self.dry_range, 0, None)
+        _check_number("xtc_probability", self.xtc_probability, 0.0, 1.0)
+        _check_number("xtc_threshold", self.xtc_threshold, 0.0, 1.0, open_minimum=True)
         for token_id, bias in self.logit_bias.items():
             _check_integer("logit_bias", token_id, 0, None)
             _check_number("logit_bias", bias, -100.0, 100.0)
         if self.seed is not None:
             _check_integer("seed", self.seed, -(2**63), 2**64 - 1)
-        if len(self.stop) > MAX_STOP_STRINGS:
-            raise InvalidRequestError(
-                f"stop has {len(self.stop)} strings; at most {MAX_STOP_STRINGS} are allowed.",
-                field="stop",
-            )
-        for text in self.stop:
-            if not isinstance(text, str) or not text:
-                raise InvalidRequestError(
-                    "stop must hold strings that are not empty.",
-                    hint="Leave stop out if nothing is to end the answer early.",
-                    field="stop",
-                )
+        _check_texts("stop", self.stop, MAX_STOP_STRINGS)
+        _check_texts("bad_words", self.bad_words, MAX_BAD_WORDS)
+        _check_texts("dry_sequence_breakers", self.dry_sequence_breakers, MAX_SEQUENCE_BREAKERS)
         for token_id in self.stop_token_ids:
             _check_integer("stop_token_ids", token_id, 0, None)
+        self._check_allowed()
         for name in ("logprobs", "prompt_logprobs"):
             if (value := getattr(self, name)) is not None:
                 _check_integer(name, value, 0, MAX_LOGPROBS)
         for name in ("ignore_eos", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(f"{name} must be true or false.", field=name)
+
+    def _check_allowed(self) -> None:
+        if self.allowed_token_ids is None:
+            return
+        if not self.allowed_token_ids:
+            raise InvalidRequestError(
+                "allowed_token_ids is empty: no token could ever come.",
+                hint="Leave it out to allow every token.",
+                field="allowed_token_ids",
+            )
+        for token_id in self.allowed_token_ids:
+            _check_integer("allowed_token_ids", token_id, 0, None)
+        if outside := sorted(set(self.logit_bias).difference(self.allowed_token_ids)):
+            raise InvalidRequestError(
+                f"logit_bias holds token {outside[0]}, which allowed_token_ids leaves out.",
+                hint="Add the token to allowed_token_ids or take it out of logit_bias.",
+                field="logit_bias",
+            )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "SamplingParams":
@@ -105,10 +152,12 @@ class SamplingParams:
         arguments = {name: value for name, value in values.items() if value is not None}
         if isinstance(stop := arguments.get("stop"), str):
             arguments["stop"] = (stop,)
-        for name in ("stop", "stop_token_ids"):
+        for name in _LIST_FIELDS:
             if name in arguments:
                 if not isinstance(arguments[name], list | tuple):
-                    raise InvalidRequestError(f"{name} must be a list.", field=name)
+                    raise InvalidRequestError(
+                        f"{name} must be a list, not {_shown(arguments[name])}.", field=name
+                    )
                 arguments[name] = tuple(arguments[name])
         if "logit_bias" in arguments:
             arguments["logit_bias"] = _read_logit_bias(arguments["logit_bias"])
@@ -119,12 +168,22 @@ class SamplingParams:
         return self.temperature == 0.0
 
     @property
-    def has_penalties(self) -> bool:
-        return (
+    def changes_logits(self) -> bool:
+        """Whether a step before temperature applies to every token of the completion."""
+        return bool(
             self.repetition_penalty != 1.0
             or self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
+            or self.dry_multiplier > 0.0
+            or self.logit_bias
+            or self.bad_words
+            or self.allowed_token_ids is not None
         )
+
+    @property
+    def truncates(self) -> bool:
+        """Whether top_k, top_p or min_p leave candidates out."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
 
 def _read_logit_bias(value: object) -> dict[int, float]:
@@ -139,21 +198,64 @@ def _read_logit_bias(value: object) -> dict[int, float]:
         ) from None
 
 
+def _check_texts(name: str, texts: object, most: int) -> None:
+    if not isinstance(texts, tuple):
+        raise InvalidRequestError(f"{name} must be a list, not {_shown(texts)}.", field=name)
+    if len(texts) > most:
+        raise InvalidRequestError(
+            f"{name} has {len(texts)} strings; at most {most} are allowed.", field=name
+        )
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise InvalidRequestError(
+                f"{name} must hold strings that are not empty.",
+                hint=f"Leave {name} out if it has nothing to say.",
+                field=name,
+            )
+
+
 def _check_integer(name: str, value: object, minimum: int, maximum: int | None) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidRequestError(f"{name} must be a whole number, not {value!r}.", field=name)
+        raise InvalidRequestError(
+            f"{name} must be a whole number, not {_shown(value)}.", field=name
+        )
     if value < minimum or (maximum is not None and value > maximum):
         upper = f"to {maximum}" if maximum is not None else "up"
-        raise InvalidRequestError(f"{name} is {value}; it must be {minimum} {upper}.", field=name)
+        raise InvalidRequestError(
+            f"{name} is {_shown(value)}; it must be {minimum} {upper}.", field=name
+        )
 
 
 def _check_number(
     name: str, value: object, minimum: float, maximum: float, *, open_minimum: bool = False
 ) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise InvalidRequestError(f"{name} must be a number, not {value!r}.", field=name)
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or math.isnan(_as_float(value))
+    ):
+        raise InvalidRequestError(f"{name} must be a number, not {_shown(value)}.", field=name)
     if value < minimum or value > maximum or (open_minimum and value == minimum):
         lower = f"above {minimum:g}" if open_minimum else f"at least {minimum:g}"
         raise InvalidRequestError(
-            f"{name} is {value:g}; it must be {lower} and at most {maximum:g}.", field=name
+            f"{name} is {_shown(_as_float(value))}; it must be {lower} and at most {maximum:g}.",
+            field=name,
         )
+
+
+def _as_float(value: float) -> float:
+    """Whole numbers of JSON may be longer than any float."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _shown(value: object) -> str:
+    """A value for a message: short whatever a client sent."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, int) and abs(value) >= 10**_MOST_SHOWN_CHARACTERS:
+        return f"a number of more than {_MOST_SHOWN_CHARACTERS} digits"
+    shown = repr(value)
+    return shown if len(shown) <= _MOST_SHOWN_CHARACTERS else f"{shown[:_MOST_SHOWN_CHARACTERS]}…"

@@ -110,7 +110,7 @@ class Scheduler:
         for sequence in self._running_in_order():
             if budget == 0:
                 break
-            if self._make_room(sequence, preempted):
+            if self._make_room(sequence, scheduled, preempted):
                 scheduled.append(_schedule_tokens(sequence, budget))
                 budget -= scheduled[-1].num_tokens
 
@@ -182,15 +182,22 @@ class Scheduler:
             self._running.values(), key=lambda one: (one.num_remaining_tokens > 1, *_rank(one))
         )
 
-    def _make_room(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
+    def _make_room(
+        self,
+        sequence: Sequence,
+        scheduled: list[ScheduledSequence],
+        preempted: list[Sequence],
+    ) -> bool:
         """Allocates blocks, preempting the worst until there are enough; False if it was the worst.
 
-        Only decodes ask for blocks here, in order of rank: a victim has no part in the step yet.
+        Whoever has a part in the step already keeps its blocks.
         """
         if sequence.status is not SequenceStatus.RUNNING:
             return False
         while not self._block_manager.allocate(sequence):
-            victim = max(self._running.values(), key=_rank)
+            safe = {item.sequence.sequence_id for item in scheduled}
+            others = [one for key, one in self._running.items() if key not in safe]
+            victim = max(others, key=_rank)
             self._preempt(victim)
             preempted.append(victim)
             if victim is sequence:

@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from octavo.engine.request import FinishReason, TokenLogprob
 from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.token_rules import TokenRules
 
 
 class SequenceStatus(Enum):
@@ -29,7 +30,7 @@ class Sequence:
     __slots__ = (
         "arrival",
         "block_hashes",
-        "block_table",
+        "block_tables",
         "cache_salt",
         "finish_reason",
         "index",
@@ -45,6 +46,7 @@ class Sequence:
         "sequence_id",
         "status",
         "token_ids",
+        "token_rules",
         "use_prefix_cache",
     )
 
@@ -60,6 +62,7 @@ class Sequence:
         priority: int = 0,
         cache_salt: str = "",
         use_prefix_cache: bool = True,
+        token_rules: TokenRules | None = None,
     ) -> None:
         self.sequence_id = sequence_id
         self.request_id = request_id
@@ -70,13 +73,16 @@ class Sequence:
         self.cache_salt = cache_salt
         # False: logits of every prompt position are wanted, so none may be skipped.
         self.use_prefix_cache = use_prefix_cache
+        # None: the parameters hold no text that the sampler would have to know in tokens.
+        self.token_rules = token_rules
 
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         # Prompt tokens found computed, in the prefix cache or at the parent, on first admission.
         self.num_cached_tokens = 0
-        self.block_table: list[int] = []
+        # Of each KV group; what left a group's window is the null block.
+        self.block_tables: list[list[int]] = [[]]
         # Of the leading full blocks; grown on demand by the block manager, which alone reads it.
         self.block_hashes: list[bytes] = []
 
@@ -86,6 +92,15 @@ class Sequence:
         # The sequence whose prompt blocks this one shares; None for the first of a request.
         self.parent: Sequence | None = None
         self.row: int | None = None
+
+    @property
+    def block_table(self) -> list[int]:
+        """Of the first KV group, which is the only one of most models."""
+        return self.block_tables[0]
+
+    @block_table.setter
+    def block_table(self, block_ids: list[int]) -> None:
+        self.block_tables = [block_ids]
 
     @property
     def num_tokens(self) -> int:
@@ -151,10 +166,10 @@ class ScheduledBatch:
     """What one step does."""
 
     sequences: tuple[ScheduledSequence, ...]
-    block_copies: tuple[tuple[int, int], ...] = ()
-    """(source, destination) block ids, to be carried out before the step writes anything.
+    block_copies: tuple[tuple[int, int, int], ...] = ()
+    """(KV group, source, destination): blocks to be copied before the step writes anything.
 
-    In any order: no block is both, and none is a destination twice.
+    In any order: in a group no block is both, and none is a destination twice.
     """
     preempted: tuple[Sequence, ...] = ()
     """Lost their blocks and wait again; what the runner holds of them is void."""

@@ -9,15 +9,16 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, Final
 
 import tokenizers
-from tokenizers import models
+from tokenizers import models, normalizers
 
 from octavo.checkpoint.gguf import GGUFHeader
+from octavo.engine.literal_tokens import LiteralTokens, Manners
 from octavo.engine.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from octavo.errors import CheckpointError, UnsupportedModelError
 
@@ -30,6 +31,8 @@ END_OF_TURN: Final = (
 )
 """Tokens that end a turn wherever they are control tokens, even if the metadata names another."""
 SPACE_SYMBOL: Final = "▁"
+_MAX_MERGED_CHARS: Final = 256
+"""Longer tokens are none that merging makes: it would take a file of them hours to load."""
 BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -57,6 +60,10 @@ class Vocabulary:
     eos_token_id: int | None
     adds_bos: bool
     stop_token_ids: frozenset[int]
+    role_tokens: Mapping[str, str] = field(default_factory=dict)
+    """Texts of tokens with a role (`bos_token`, `unk_token`, …), which chat templates may name."""
+    manners: Mapping[str, Manners] = field(default_factory=dict)
+    """Of tokens that do something to the text beside them."""
 
     def ids_of(self, *types: TokenType) -> list[int]:
         return [token_id for token_id, kind in enumerate(self.types) if kind in types]
@@ -88,22 +95,22 @@ class Tokenizer(ABC):
         self.special_tokens = MappingProxyType({vocabulary.tokens[i]: i for i in special_ids})
         """Text to id of control tokens: what `parse_special` looks for."""
         user_defined = vocabulary.ids_of(TokenType.USER_DEFINED)
-        self._user_defined = {vocabulary.tokens[token_id]: token_id for token_id in user_defined}
+        self.user_defined_tokens = MappingProxyType({vocabulary.tokens[i]: i for i in user_defined})
+        """As `special_tokens`, of tokens that any text may become."""
         self._literal_ids = self.special_token_ids.union(user_defined)
-        self._longest_special = max(map(len, self.special_tokens), default=0)
-        self._special_pattern = _any_of(self.special_tokens)
-        self._user_defined_pattern = _any_of(self._user_defined)
-        self._vocabulary = vocabulary
+        self._special = LiteralTokens(self.special_tokens, vocabulary.manners)
+        self._user_defined = LiteralTokens(self.user_defined_tokens, vocabulary.manners)
+        self.vocabulary = vocabulary
 
     @property
     def bos_token(self) -> str:
         """Its text, empty if there is none."""
-        return "" if self.bos_token_id is None else self._vocabulary.tokens[self.bos_token_id]
+        return "" if self.bos_token_id is None else self.vocabulary.tokens[self.bos_token_id]
 
     @property
     def eos_token(self) -> str:
         """Its text, empty if there is none."""
-        return "" if self.eos_token_id is None else self._vocabulary.tokens[self.eos_token_id]
+        return "" if self.eos_token_id is None else self.vocabulary.tokens[self.eos_token_id]
 
     def encode(self, text: str, *, add_bos: bool = False, parse_special: bool = False) -> list[int]:
         """Turns text into token ids.
@@ -126,20 +133,20 @@ class Tokenizer(ABC):
         return [self.bos_token_id, *token_ids]
 
     def split_special(self, text: str) -> list[str | int]:
-        """Cuts text at control tokens: their ids, and the stretches of text between them."""
-        return _split(text, self._special_pattern, self.special_tokens)
+        """Cuts text at control tokens: their ids, and the stretches of text between them.
+
+        Tokens that say so swallow the blanks beside them.
+        """
+        return self._special.split(text)
 
     def special_starts(self, text: str) -> Iterator[int]:
         """Where text that reads like a control token begins, those that overlap included.
 
         Also where the end of the text, blanks aside, could be the beginning of one.
         """
-        match = self._special_pattern.search(text) if self._special_pattern else None
-        while match is not None and self._special_pattern is not None:
-            yield match.start()
-            match = self._special_pattern.search(text, match.start() + 1)
+        yield from self._special.starts(text)
         end = len(text.rstrip())
-        tail = text[max(0, end - self._longest_special) : end]
+        tail = text[max(0, end - self._special.longest) : end]
         for token in self.special_tokens:
             if token[0] in tail:
                 for length in range(1, len(token)):
@@ -153,13 +160,12 @@ class Tokenizer(ABC):
             if isinstance(stretch, int):
                 pieces.append(stretch)
                 continue
-            for piece in _split(
-                well_formed(stretch), self._user_defined_pattern, self._user_defined
-            ):
-                follows_token = not pieces or isinstance(pieces[-1], int)
-                pieces.append(
-                    self._prepare(piece, follows_token) if isinstance(piece, str) else piece
-                )
+            for piece in self._user_defined.split(well_formed(stretch)):
+                if isinstance(piece, str):
+                    is_first = not pieces
+                    follows_token = is_first or isinstance(pieces[-1], int)
+                    piece = self._prepare(piece, is_first, follows_token)
+                pieces.append(piece)
         texts = [piece for piece in pieces if isinstance(piece, str)]
         # The batch call lets go of the GIL, which a long prompt would hold for tenths of a second.
         encodings = iter(self.backend.encode_batch_fast(texts, add_special_tokens=False))
@@ -184,7 +190,7 @@ class Tokenizer(ABC):
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token, which need not be whole characters; special ones as written."""
-        text = self._vocabulary.tokens[token_id]
+        text = self.vocabulary.tokens[token_id]
         if token_id in self._literal_ids:
             return text.encode("utf-8", "replace")
         return self._bytes_of(text)
@@ -194,7 +200,7 @@ class Tokenizer(ABC):
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
     @abstractmethod
-    def _prepare(self, text: str, follows_token: bool, /) -> str:
+    def _prepare(self, text: str, is_first: bool, follows_token: bool, /) -> str:
         """Turns a stretch of text into what the backend encodes."""
 
     @abstractmethod
@@ -218,10 +224,12 @@ class ByteLevelTokenizer(Tokenizer):
         )
         backend = tokenizers.Tokenizer(model)
         backend.pre_tokenizer = pre_tokenizer.build()
+        if pre_tokenizer.composes:
+            backend.normalizer = normalizers.NFC()
         super().__init__(vocabulary, backend)
         self._byte_of = {symbol: byte for byte, symbol in enumerate(byte_alphabet())}
 
-    def _prepare(self, text: str, _follows_token: bool, /) -> str:
+    def _prepare(self, text: str, _is_first: bool, _follows_token: bool, /) -> str:
         return text
 
     def _bytes_of(self, token: str) -> bytes:
@@ -248,7 +256,14 @@ class SentencePieceTokenizer(Tokenizer):
         *,
         add_space_prefix: bool,
         remove_extra_whitespaces: bool,
+        prefixes_only_beginning: bool = False,
     ) -> None:
+        """Args:
+        scores: one a token.
+        add_space_prefix: puts a space before the first word, and after each literal token.
+        remove_extra_whitespaces: several spaces count as one, and those at the ends as none.
+        prefixes_only_beginning: no space goes after literal tokens.
+        """
         mergeable = vocabulary.mergeable(TokenType.NORMAL, TokenType.UNDEFINED)
         fallback = vocabulary.mergeable(TokenType.BYTE)
         unknown: str | None = None
@@ -260,19 +275,21 @@ class SentencePieceTokenizer(Tokenizer):
                 fallback[unknown] = vocabulary.ids[unknown]
         model = models.BPE(
             vocab={**mergeable, **fallback},
-            merges=_merges_from_scores(mergeable, scores),
+            merges=merges_from_scores(mergeable, scores),
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=True,
         )
         super().__init__(vocabulary, tokenizers.Tokenizer(model))
         self.strips_leading_space = add_space_prefix
-        self._remove_extra_whitespaces = remove_extra_whitespaces
+        self.removes_extra_whitespaces = remove_extra_whitespaces
+        self.prefixes_only_beginning = prefixes_only_beginning
 
-    def _prepare(self, text: str, follows_token: bool, /) -> str:
-        if self._remove_extra_whitespaces:
+    def _prepare(self, text: str, is_first: bool, follows_token: bool, /) -> str:
+        if self.removes_extra_whitespaces:
             text = re.sub(" +", " ", text).strip(" ")
-        if follows_token and text and self.strips_leading_space:
+        gets_prefix = is_first or (follows_token and not self.prefixes_only_beginning)
+        if gets_prefix and text and self.strips_leading_space:
             text = " " + text
         return text.replace(" ", SPACE_SYMBOL)
 
@@ -332,6 +349,12 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _sentence_piece(metadata: Mapping[str, Any]) -> Tokenizer:
+    if metadata.get("tokenizer.ggml.precompiled_charsmap"):
+        raise UnsupportedModelError(
+            "The tokenizer changes characters by a table (tokenizer.ggml.precompiled_charsmap) "
+            "before it cuts text, which Octavo does not do.",
+            hint="Use another file of this model.",
+        )
     vocabulary = _vocabulary(metadata, adds_bos=True)
     scores = _array(metadata, "scores", float, int)
     if len(scores) != len(vocabulary.tokens):
@@ -359,6 +382,12 @@ def _vocabulary(metadata: Mapping[str, Any], *, adds_bos: bool) -> Vocabulary:
         if len(types) != len(tokens):
             raise _damaged(f"it has {len(tokens)} tokens but {len(types)} token types")
     named = {name: _token_id(metadata, name, len(tokens)) for name in ("bos", "eos", "eot", "eom")}
+    roles = {
+        "bos_token": named["bos"],
+        "eos_token": named["eos"],
+        "unk_token": _token_id(metadata, "unknown", len(tokens)),
+        "pad_token": _token_id(metadata, "padding", len(tokens)),
+    }
     for token_id in named.values():
         if token_id is not None:
             types[token_id] = TokenType.CONTROL
@@ -378,6 +407,9 @@ def _vocabulary(metadata: Mapping[str, Any], *, adds_bos: bool) -> Vocabulary:
         adds_bos=named["bos"] is not None
         and bool(metadata.get("tokenizer.ggml.add_bos_token", adds_bos)),
         stop_token_ids=frozenset(stop for stop in stops if stop is not None),
+        role_tokens={
+            role: tokens[token_id] for role, token_id in roles.items() if token_id is not None
+        },
     )
 
 
@@ -409,12 +441,13 @@ def _merges(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[tuple[s
     return merges
 
 
-def _merges_from_scores(
+def merges_from_scores(
     mergeable: Mapping[str, int], scores: Sequence[float]
 ) -> list[tuple[str, str]]:
+    """The merges that join neighbours as SentencePiece does, which has scores instead."""
     ranked = []
     for token, token_id in mergeable.items():
-        for cut in range(1, len(token)):
+        for cut in range(1, len(token) if len(token) <= _MAX_MERGED_CHARS else 1):
             left, right = token[:cut], token[cut:]
             if left in mergeable and right in mergeable:
                 ranked.append((-scores[token_id], token_id, mergeable[left], left, right))
@@ -436,26 +469,6 @@ def _damaged(problem: str) -> CheckpointError:
     return CheckpointError(
         f"The model file is damaged: {problem}.", hint="Download or convert it anew."
     )
-
-
-def _any_of(tokens: Mapping[str, int]) -> re.Pattern[str] | None:
-    """Finds the leftmost token, the longest where several begin."""
-    if not tokens:
-        return None
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
-
-
-def _split(text: str, pattern: re.Pattern[str] | None, ids: Mapping[str, int]) -> list[str | int]:
-    pieces: list[str | int] = []
-    start = 0
-    for match in pattern.finditer(text) if pattern is not None else ():
-        if match.start() > start:
-            pieces.append(text[start : match.start()])
-        pieces.append(ids[match[0]])
-        start = match.end()
-    if start < len(text):
-        pieces.append(text[start:])
-    return pieces
 
 
 def well_formed(text: str) -> str:

@@ -7,13 +7,15 @@ they are meant.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
 import tokenizers
 
 from octavo.checkpoint.folder import FolderHeader
+from octavo.engine.folder_roles import FolderRoles, damaged, manners_of
+from octavo.engine.sentencepiece_folder import SENTENCEPIECE_FILE, tokenizer_from_sentencepiece
 from octavo.engine.tokenizer import (
     BYTE_TOKEN,
     END_OF_TURN,
@@ -28,11 +30,11 @@ from octavo.errors import CheckpointError, UnsupportedModelError
 
 logger = logging.getLogger(__name__)
 
+_ADDED: Final[Mapping[str, Any]] = MappingProxyType(
+    {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+)
+"""What an added token is where its object leaves it open."""
 TOKENIZER_FILE: Final = "tokenizer.json"
-_CONFIG_FILE: Final = "tokenizer_config.json"
-_EMBEDDING: Final = "model.embed_tokens.weight"
-_NAMED: Final = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token")
-_MAX_VOCABULARY: Final = 1 << 24
 
 
 class JsonTokenizer(Tokenizer):
@@ -46,35 +48,19 @@ class JsonTokenizer(Tokenizer):
         *,
         is_byte_level: bool,
         strips_leading_space: bool,
-        strips: Mapping[str, tuple[bool, bool]],
+        damaged: Callable[[str], CheckpointError],
     ) -> None:
         """Args:
         first: encodes text at the very beginning.
         later: encodes text after a control token; differs where only the beginning gets a space.
-        strips: control tokens that swallow the blanks on their left or right.
+        damaged: makes the error for a file whose patterns fail on a text.
         """
         super().__init__(vocabulary, first)
         self._later = later
         self._byte_of = {symbol: byte for byte, symbol in enumerate(byte_alphabet())}
         self._is_byte_level = is_byte_level
         self.strips_leading_space = strips_leading_space
-        self._strips = strips
-
-    def split_special(self, text: str) -> list[str | int]:
-        """As `Tokenizer`; tokens that say so swallow the blanks around them."""
-        pieces = super().split_special(text)
-        if not self._strips:
-            return pieces
-        for index, piece in enumerate(pieces):
-            if not isinstance(piece, str):
-                continue
-            stripped = piece
-            if index and self._strips_side(pieces[index - 1], 1):
-                stripped = stripped.lstrip()
-            if index + 1 < len(pieces) and self._strips_side(pieces[index + 1], 0):
-                stripped = stripped.rstrip()
-            pieces[index] = stripped
-        return [piece for piece in pieces if piece != ""]
+        self._damaged = damaged
 
     def encode_stretches(self, stretches: Iterable[str | int]) -> list[int]:
         """As `Tokenizer`; the backend itself knows the added tokens that are no control tokens."""
@@ -82,23 +68,22 @@ class JsonTokenizer(Tokenizer):
         beginning = [well_formed(piece) for piece in pieces[:1] if isinstance(piece, str)]
         rest = [well_formed(piece) for piece in pieces[1:] if isinstance(piece, str)]
         # The batch call lets go of the GIL, which a long prompt would hold for tenths of a second.
-        encodings = iter(
-            [
-                *self.backend.encode_batch_fast(beginning, add_special_tokens=False),
-                *self._later.encode_batch_fast(rest, add_special_tokens=False),
-            ]
-        )
+        with _Translation(self._damaged):
+            first = self.backend.encode_batch_fast(beginning, add_special_tokens=False)
+            later = self._later.encode_batch_fast(rest, add_special_tokens=False)
+        encodings = iter([*first, *later])
         token_ids: list[int] = []
         for piece in pieces:
             token_ids += [piece] if isinstance(piece, int) else next(encodings).ids
         return token_ids
 
-    def _strips_side(self, token_id: str | int, side: int) -> bool:
-        if isinstance(token_id, str):
-            return False
-        return self._strips.get(self._vocabulary.tokens[token_id], (False, False))[side]
+    def token_bytes(self, token_id: int) -> bytes:
+        """As `Tokenizer`; added tokens, too, may be written with `▁` for spaces."""
+        if not self._is_byte_level and token_id not in self.special_token_ids:
+            return self._bytes_of(self.vocabulary.tokens[token_id])
+        return super().token_bytes(token_id)
 
-    def _prepare(self, text: str, _follows_token: bool, /) -> str:
+    def _prepare(self, text: str, _is_first: bool, _follows_token: bool, /) -> str:
         return text
 
     def _bytes_of(self, token: str) -> bytes:
@@ -112,20 +97,23 @@ class JsonTokenizer(Tokenizer):
 
 
 def tokenizer_from_folder(header: FolderHeader) -> Tokenizer:
-    """Builds the tokenizer of a model folder.
+    """Builds the tokenizer of a model folder: tokenizer.json counts, else tokenizer.model.
 
     Raises:
         UnsupportedModelError: a kind of tokenizer that Octavo does not run.
         CheckpointError: a file is missing, damaged or contradicts another.
     """
     content = header.read_json(TOKENIZER_FILE)
-    if content is None:
-        raise UnsupportedModelError(
-            f"{header.path.name} has no {TOKENIZER_FILE}, the one form of tokenizer that Octavo "
-            "reads beside those inside GGUF files.",
-            hint=f"Download {TOKENIZER_FILE} into the folder, or a GGUF of this model.",
-        )
-    return _Builder(header, content).build()
+    if content is not None:
+        return _Builder(header, content).build()
+    pieces = header.read_bytes(SENTENCEPIECE_FILE)
+    if pieces is not None:
+        return tokenizer_from_sentencepiece(header, pieces)
+    raise UnsupportedModelError(
+        f"{header.path.name} has neither {TOKENIZER_FILE} nor {SENTENCEPIECE_FILE}, the forms of "
+        "tokenizer that Octavo reads beside those inside GGUF files.",
+        hint=f"Download {TOKENIZER_FILE} into the folder, or a GGUF of this model.",
+    )
 
 
 class _Builder:
@@ -134,8 +122,7 @@ class _Builder:
     def __init__(self, header: FolderHeader, content: dict[str, Any]) -> None:
         self._header = header
         self._content = content
-        self._config = header.read_json(_CONFIG_FILE) or {}
-        self._fallback = header.read_json("special_tokens_map.json") or {}
+        self._roles = FolderRoles(header)
         model = content.get("model")
         if not isinstance(model, dict):
             raise self._damaged("it has no model")
@@ -147,18 +134,20 @@ class _Builder:
                 "Octavo knows BPE.",
                 hint="Use another model, or a GGUF of this one.",
             )
-        embedding = header.tensors.get(_EMBEDDING)
-        self._vocab_size = embedding.shape[0] if embedding is not None else _MAX_VOCABULARY
+        self._vocab_size = self._roles.vocab_size
         self._ids = self._ordinary_ids()
         self._added = self._added_tokens()
 
     def build(self) -> Tokenizer:
         ids = {**self._ids, **{text: token["id"] for text, token in self._added.items()}}
-        bos, eos = self._named("bos_token"), self._named("eos_token")
-        eos_id = ids.get(eos) if eos else self._first_eos()
-        stops = {*self._stop_ids(), *([] if eos_id is None else [eos_id])}
-        control = self._control_tokens(ids, stops)
-        stops.update(ids[text] for text in END_OF_TURN.split() if text in control)
+        bos, eos = self._roles.text("bos_token", ids), self._roles.text("eos_token", ids)
+        if not bos and "bos_token" not in self._roles.config:
+            bos = self._first_of_prompts()
+        stops = list(self._roles.stop_ids())
+        eos_id = ids.get(eos) if eos else next(iter(stops), None)
+        stops += [] if eos_id is None else [eos_id]
+        control = self._control_tokens(ids, bos, stops)
+        stops += [ids[text] for text in END_OF_TURN.split() if text in control]
         vocabulary = self._vocabulary(ids, control, bos, eos_id, stops)
         first, later = self._backends(control)
         return JsonTokenizer(
@@ -167,11 +156,7 @@ class _Builder:
             later,
             is_byte_level=self._is_byte_level(),
             strips_leading_space=self._strips_leading_space(),
-            strips={
-                text: (bool(token.get("lstrip")), bool(token.get("rstrip")))
-                for text, token in self._added.items()
-                if text in control and (token.get("lstrip") or token.get("rstrip"))
-            },
+            damaged=self._damaged,
         )
 
     def _ordinary_ids(self) -> dict[str, int]:
@@ -204,35 +189,27 @@ class _Builder:
                 continue
             if taken.get(token_id, text) != text or self._ids.get(text, token_id) != token_id:
                 raise self._damaged(f"the added token {text[:60]!r} has the id of another")
-            if token.get("single_word"):
-                raise UnsupportedModelError(
-                    f"The added token {text[:60]!r} of {self._header.path.name} counts only as a "
-                    "whole word, which Octavo does not run yet.",
-                    hint="Use another model, or a GGUF of this one.",
-                )
             taken[token_id] = text
             added[text] = token
+        # Tokens added later than tokenizer.json was written; that it lists counts otherwise.
+        for token_id, text, token in self._roles.added_tokens():
+            is_new = text not in added and taken.get(token_id, text) == text
+            if is_new and self._ids.get(text, token_id) == token_id < self._vocab_size:
+                taken[token_id] = text
+                added[text] = {**_ADDED, **token, "id": token_id, "content": text}
         return added
 
-    def _control_tokens(self, ids: Mapping[str, int], stops: Iterable[int]) -> set[str]:
+    def _control_tokens(self, ids: Mapping[str, int], bos: str, stops: Iterable[int]) -> set[str]:
         """Added tokens marked special, those with a role, and whatever ends a turn."""
-        named = {self._named(key) for key in _NAMED}
-        for key in ("additional_special_tokens", "extra_special_tokens"):
-            listed = self._config.get(key) or self._fallback.get(key) or []
-            listed = list(listed.values()) if isinstance(listed, dict) else listed
-            named.update(map(_text_of, listed if isinstance(listed, list) else []))
-        decoder = self._config.get("added_tokens_decoder")
-        for token in decoder.values() if isinstance(decoder, dict) else ():
-            if isinstance(token, dict) and token.get("special"):
-                named.add(_text_of(token))
-        named.update(END_OF_TURN.split())
         control = {text for text, token in self._added.items() if token.get("special")}
-        control |= {text for text in named if text in self._added}
+        control |= self._roles.special_texts().intersection(self._added)
         texts = {token_id: text for text, token_id in ids.items()}
         control |= {texts[token_id] for token_id in stops if token_id in texts}
-        return control | {
-            text for key in ("bos_token", "eos_token") if (text := self._named(key)) in ids
-        }
+        control |= {bos, self._roles.text("eos_token", ids)}.intersection(ids)
+        unknown = self._model.get("unk_token")
+        if unknown == self._roles.text("unk_token", ids) and unknown in ids:
+            control.add(unknown)
+        return control
 
     def _vocabulary(
         self,
@@ -260,6 +237,8 @@ class _Builder:
             eos_token_id=eos_id,
             adds_bos=bos in ids and self._adds_bos(bos),
             stop_token_ids=frozenset(stops),
+            role_tokens=self._roles.texts(ids) | ({"bos_token": bos} if bos in ids else {}),
+            manners=manners_of((text, self._added[text]) for text in control & set(self._added)),
         )
 
     def _backends(self, control: set[str]) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
@@ -317,7 +296,9 @@ class _Builder:
 
     def _is_byte_level(self) -> bool:
         for key in ("decoder", "pre_tokenizer"):
-            if any(part.get("type") == "ByteLevel" for part in _parts(self._content.get(key))):
+            if any(
+                part.get("type") == "ByteLevel" for part in pipeline_steps(self._content.get(key))
+            ):
                 return True
         texts = json.dumps([self._content.get("decoder")], ensure_ascii=False)
         if SPACE_SYMBOL in texts:
@@ -329,7 +310,7 @@ class _Builder:
         )
 
     def _strips_leading_space(self) -> bool:
-        for part in _parts(self._content.get("decoder")):
+        for part in pipeline_steps(self._content.get("decoder")):
             if part.get("type") == "Strip" and part.get("content") == " " and part.get("start"):
                 return True
             if part.get("type") == "Metaspace":
@@ -338,41 +319,30 @@ class _Builder:
         return False
 
     def _adds_bos(self, bos: str) -> bool:
-        given = self._config.get("add_bos_token")
-        if isinstance(given, bool):
-            return given
-        for part in _parts(self._content.get("post_processor")):
+        given = self._roles.flag("add_bos_token")
+        return self._first_of_prompts() == bos if given is None else given
+
+    def _first_of_prompts(self) -> str:
+        """The token that the file itself puts before text, if any."""
+        for part in pipeline_steps(self._content.get("post_processor")):
             single = part.get("single")
             if part.get("type") == "TemplateProcessing" and isinstance(single, list) and single:
                 special = single[0].get("SpecialToken") if isinstance(single[0], dict) else None
-                return isinstance(special, dict) and special.get("id") == bos
-        return False
-
-    def _named(self, key: str) -> str:
-        return _text_of(self._config.get(key) or self._fallback.get(key))
-
-    def _stop_ids(self) -> Iterator[int]:
-        for section in (self._header.generation_config, self._header.config):
-            given = section.get("eos_token_id")
-            for token_id in given if isinstance(given, list) else [given]:
-                if type(token_id) is int and 0 <= token_id < self._vocab_size:
-                    yield token_id
-
-    def _first_eos(self) -> int | None:
-        return next(self._stop_ids(), None)
+                text = special.get("id") if isinstance(special, dict) else None
+                return text if isinstance(text, str) else ""
+        return ""
 
     def _damaged(self, problem: str) -> CheckpointError:
-        return CheckpointError(
-            f"{TOKENIZER_FILE} in {self._header.path.name} is damaged: {problem}.",
-            path=self._header.path / TOKENIZER_FILE,
-            hint="Download the file again.",
-        )
+        return damaged(self._header.path / TOKENIZER_FILE, problem)
 
 
 class _Translation:
-    """Turns the plain `Exception` that the tokenizers library raises, and no other, into ours."""
+    """Turns the plain `Exception` that the tokenizers library raises, and no other, into ours.
 
-    def __init__(self, damaged: Any) -> None:
+    And its panic, which is no `Exception`: a pattern that tries millions of ways ends in one.
+    """
+
+    def __init__(self, damaged: Callable[[str], CheckpointError]) -> None:
         self._damaged = damaged
 
     def __enter__(self) -> None: ...
@@ -383,18 +353,25 @@ class _Translation:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        if kind is Exception:
+        if kind is Exception or (kind is not None and kind.__name__ == "PanicException"):
             raise self._damaged(str(error)[:200].rstrip(".")) from error
 
 
-def _parts(section: Any) -> list[dict[str, Any]]:
-    """A step of the pipeline as a list: sequences taken apart."""
-    if not isinstance(section, dict):
-        return []
-    for key in ("pretokenizers", "decoders", "processors", "normalizers"):
-        if isinstance(section.get(key), list):
-            return [part for part in section[key] if isinstance(part, dict)]
-    return [section]
+def pipeline_steps(section: Any) -> list[dict[str, Any]]:
+    """A part of the pipeline of a tokenizer.json as a list: sequences taken apart."""
+    steps: list[dict[str, Any]] = []
+    waiting = [section]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict):
+            continue
+        keys = ("pretokenizers", "decoders", "processors", "normalizers")
+        inner = next((part[key] for key in keys if isinstance(part.get(key), list)), None)
+        if inner is None:
+            steps.append(part)
+        else:
+            waiting += reversed(inner)
+    return steps
 
 
 def _with_prefix(pre_tokenizer: Any) -> Any:
@@ -406,10 +383,3 @@ def _with_prefix(pre_tokenizer: Any) -> Any:
         pre_tokenizer.get("type") == "Metaspace" and pre_tokenizer.get("prepend_scheme") == "first"
     )
     return {**pre_tokenizer, "prepend_scheme": "never"} if is_first_only else pre_tokenizer
-
-
-def _text_of(token: Any) -> str:
-    """A token is written as its text, or as an object with `content`."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""

@@ -41,12 +41,21 @@ def make_folder(folder: Path) -> None:
         )
 
 
-def holds(path: Path, size_bytes: int, sha256: str, control: JobControl) -> bool:
-    """Whether the file is there, whole and right."""
+def new_digest(size_bytes: int, sha256: str) -> "hashlib._Hash":
+    """What a file's content is fed to: sha256, or git's sha1 of a file where none is known."""
+    if sha256:
+        return hashlib.sha256()
+    return hashlib.sha1(f"blob {size_bytes}\0".encode(), usedforsecurity=False)
+
+
+def holds(
+    path: Path, size_bytes: int, sha256: str, control: JobControl, *, git_sha1: str = ""
+) -> bool:
+    """Whether the file is there, whole and right; `git_sha1` counts where there is no sha256."""
     try:
         if path.stat().st_size != size_bytes:
             return False
-        digest = hashlib.sha256()
+        digest = new_digest(size_bytes, sha256)
         with path.open("rb") as file:
             while chunk := file.read(_HASH_BYTES):
                 control.raise_if_cancelled()
@@ -59,4 +68,4 @@ def holds(path: Path, size_bytes: int, sha256: str, control: JobControl) -> bool
             hint="Check who owns the file, or move it away.",
             path=path,
         ) from error
-    return digest.hexdigest() == sha256
+    return digest.hexdigest() == (sha256 or git_sha1)

@@ -3,7 +3,7 @@
 What has arrived lies in a part file and is never thrown away unless it turned out to be wrong.
 """
 
-import hashlib
+import functools
 import http
 import http.client
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from octavo.errors import DownloadError
-from octavo.hub.disk import KEPT, storage_error
+from octavo.hub.disk import KEPT, new_digest, storage_error
 from octavo.hub.transport import PIP_ADVICE, Advice, Answer, TransientError, WrongContentError
 from octavo.jobs import JobControl, Progress
 from octavo.units import format_bytes
@@ -30,9 +30,21 @@ class RemoteFile:
     url: str
     size_bytes: int
     sha256: str
+    """Empty if only `git_sha1` is known."""
     token: str = field(default="", repr=False)
     """Shown to the server of `url` alone, never to one that it sends us on to."""
     advice: Advice = PIP_ADVICE
+    git_sha1: str = ""
+    """What git calls a file of this content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One file's place in a download of several: progress is reported of all of them."""
+
+    before_bytes: int = 0
+    total_bytes: int = 0
+    """0: there is but this file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,7 @@ def fetch(
     opener: urllib.request.OpenerDirector,
     patience: Patience,
     until_bytes: int | None = None,
+    share: Share | None = None,
 ) -> None:
     """Fills the part file until it is the whole file and its checksum is right.
 
@@ -72,7 +85,7 @@ def fetch(
         StorageError: the part file cannot be written; what has arrived is kept.
         JobCancelled: the work is to stop; what has arrived is kept.
     """
-    _Fetch(remote, part, control, stage, opener, patience, until_bytes).run()
+    _Fetch(remote, part, control, stage, opener, patience, until_bytes, share or Share()).run()
 
 
 class _Fetch:
@@ -87,6 +100,7 @@ class _Fetch:
         opener: urllib.request.OpenerDirector,
         patience: Patience,
         until_bytes: int | None,
+        share: Share,
     ) -> None:
         self._remote = remote
         self._part = part
@@ -98,8 +112,10 @@ class _Fetch:
         self._patience = patience
         size_bytes = remote.size_bytes
         self._end = size_bytes if until_bytes is None else min(until_bytes, size_bytes)
+        self._share = share
         self._done = 0
-        self._digest = hashlib.sha256()
+        self._written = 0
+        self._digest = new_digest(size_bytes, remote.sha256)
         self._reported_at = 0.0
 
     def run(self) -> None:
@@ -174,12 +190,21 @@ class _Fetch:
                 self._forget()
             if tag := _strong_tag(head):
                 self._write_tag(tag)
+            self._written = self._done
             try:
-                with self._part.open("ab") as file:
-                    for chunk in answer.chunks(self._tick):
-                        self._append(file, chunk)
-                        if self._done >= self._end:
-                            break
+                # Unbuffered: what has arrived is the system's at once, and outlives this process.
+                with self._part.open("ab", buffering=0) as file:
+                    try:
+                        for chunk in answer.chunks(
+                            self._tick, functools.partial(self._write, file)
+                        ):
+                            self._digest.update(chunk)
+                            self._done += len(chunk)
+                            self._report(self._stage)
+                            if self._done >= self._end:
+                                break
+                    finally:
+                        answer.leave()
             except OSError as error:
                 raise storage_error(error, self._part) from error
         finally:
@@ -190,15 +215,17 @@ class _Fetch:
                 f"of {format_bytes(self._remote.size_bytes)}"
             )
 
-    def _append(self, file: IO[bytes], chunk: bytes) -> None:
-        if self._done + len(chunk) > self._remote.size_bytes:
+    def _write(self, file: IO[bytes], chunk: bytes) -> None:
+        """Appends to the part file; on the thread that reads from the server."""
+        if self._written + len(chunk) > self._remote.size_bytes:
             raise WrongContentError(
                 f"it is longer than the {self._remote.size_bytes:,} bytes expected"
             )
-        file.write(chunk)
-        self._digest.update(chunk)
-        self._done += len(chunk)
-        self._report(self._stage)
+        left = memoryview(chunk)
+        while left:
+            num_bytes = file.write(left)
+            left = left[num_bytes:]
+            self._written += num_bytes
 
     def _request(self, offset: int) -> urllib.request.Request:
         request = urllib.request.Request(self._remote.url)  # noqa: S310  (http or https: pull asked)
@@ -244,11 +271,11 @@ class _Fetch:
         return True
 
     def _check(self) -> None:
-        if self._digest.hexdigest() != self._remote.sha256:
-            found = self._digest.hexdigest()
-            raise WrongContentError(
-                f"its sha256 is {found[:12]}… and not {self._remote.sha256[:12]}…"
-            )
+        found = self._digest.hexdigest()
+        expected = self._remote.sha256 or self._remote.git_sha1
+        if found != expected:
+            kind = "sha256" if self._remote.sha256 else "git sha1"
+            raise WrongContentError(f"its {kind} is {found[:12]}… and not {expected[:12]}…")
 
     def _forget(self) -> None:
         """Deletes the part file."""
@@ -258,7 +285,7 @@ class _Fetch:
         except OSError as error:
             raise storage_error(error, self._part) from error
         self._done = 0
-        self._digest = hashlib.sha256()
+        self._digest = new_digest(self._remote.size_bytes, self._remote.sha256)
 
     def _read_tag(self) -> str:
         try:
@@ -288,7 +315,13 @@ class _Fetch:
         self._control.raise_if_cancelled()
         if now or time.monotonic() - self._reported_at >= _REPORT_INTERVAL_S:
             self._reported_at = time.monotonic()
-            self._control.report(Progress(stage, self._done, self._remote.size_bytes))
+            self._control.report(
+                Progress(
+                    stage,
+                    self._share.before_bytes + self._done,
+                    self._share.total_bytes or self._remote.size_bytes,
+                )
+            )
 
 
 def _strong_tag(head: http.client.HTTPResponse) -> str:

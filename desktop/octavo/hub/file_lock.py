@@ -6,12 +6,40 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from octavo.hub.disk import storage_error
+from octavo.jobs import JobControl, Progress
+
+_LOCK_INTERVAL_S = 0.2
+
+
+@contextlib.contextmanager
+def locked(path: Path, control: JobControl, waiting: str) -> Iterator[None]:
+    """Holds the lock of a long work; reports `waiting` as its progress while another holds it.
+
+    Raises:
+        StorageError: the file cannot be made.
+        JobCancelled: the work is to stop.
+    """
+
+    def wait() -> None:
+        control.report(Progress(waiting))
+        control.wait(_LOCK_INTERVAL_S)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(path, wait))
+        except OSError as error:
+            raise storage_error(error, path) from error
+        yield
+
 
 @contextlib.contextmanager
 def file_lock(path: Path, wait: Callable[[], None]) -> Iterator[None]:
     """Holds the lock; while another holds it, calls `wait` between two tries.
 
     The file stays behind: deleting it would let two processes hold locks on two files of one name.
+    The system's own locks are used, as `huggingface_hub` does, so each waits for the other.
 
     Raises:
         OSError: the file cannot be made.

@@ -1,41 +1,40 @@
-"""Fetches one GGUF file of a hub, after its header has said that it is of use here."""
+"""Fetches one model of a hub into the cache, after its header has said that it is of use here."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from octavo.checkpoint.gguf import GGUFHeader, read_gguf_header
 from octavo.checkpoint.header import CheckpointHeader
-from octavo.errors import DownloadError, OctavoError, StorageError
-from octavo.hub.disk import holds, make_folder, storage_error
-from octavo.hub.download import Patience, RemoteFile, fetch
-from octavo.hub.file_lock import file_lock
-from octavo.hub.hub_files import HubAddress, HubFile, choose_file
+from octavo.errors import ModelError, StorageError
+from octavo.hub.disk import holds, storage_error
+from octavo.hub.download import Patience, Share
+from octavo.hub.file_lock import locked
+from octavo.hub.hub_cache import HubCache
+from octavo.hub.hub_files import (
+    GGUF,
+    HubAddress,
+    HubFile,
+    HubRepository,
+    HubVariant,
+    choose_variant,
+)
+from octavo.hub.hub_inspect import beginning_path, inspect_variant
+from octavo.hub.hub_transfer import HubTransfer
 from octavo.hub.hugging_face import HuggingFace
-from octavo.hub.transport import HUB_ADVICE, make_opener
 from octavo.jobs import JobControl, Progress
 from octavo.units import format_bytes
 
 Check = Callable[[CheckpointHeader], object]
-
-PARTS_FOLDER = ".downloads"
-"""In the models folder, so that a finished file is renamed and not copied; no scan enters it."""
-
-_LOCK_INTERVAL_S = 0.2
-_FIRST_BYTES = 1 << 20
-_MOST_HEADER_BYTES = 256 << 20
-_FILLING_BYTES = 16 << 20
-"""Longer than any one list of numbers in a header, which a reader skips at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubPull:
     """What was pulled."""
 
-    file: HubFile
+    repository: HubRepository
+    variant: HubVariant
     path: Path
     was_here: bool
 
@@ -43,177 +42,199 @@ class HubPull:
 def pull_from_hub(
     hub: HuggingFace,
     address: HubAddress,
-    models_dir: Path,
+    cache: HubCache,
     control: JobControl,
     *,
     check: Check,
     patience: Patience | None = None,
 ) -> HubPull:
-    """Makes sure that the file which `address` means is below `models_dir`. Blocks.
+    """Asks what `address` means and pulls it: `repository`, `choose_variant`, `pull_variant`."""
+    control.report(Progress(f"Asking about {address.repository}"))
+    repository = hub.repository(address)
+    variant = choose_variant(address, repository)
+    was_here = is_here(repository, variant, cache)
+    path = pull_variant(hub, repository, variant, cache, control, check=check, patience=patience)
+    return HubPull(repository, variant, path, was_here)
 
-    It comes to ORG/NAME/FILE. What has arrived before a cancel, an error or a crash waits under
-    the file's checksum, so that it can only ever be continued with the same content.
+
+def is_here(repository: HubRepository, variant: HubVariant, cache: HubCache) -> bool:
+    """Whether every file of the variant is in the cache, by its size."""
+    return all(cache.find(repository.name, repository.commit, file) for file in variant.files)
+
+
+def pull_variant(
+    hub: HuggingFace,
+    repository: HubRepository,
+    variant: HubVariant,
+    cache: HubCache,
+    control: JobControl,
+    *,
+    check: Check,
+    cache_dir: Path | None = None,
+    patience: Patience | None = None,
+) -> Path:
+    """Makes sure that a variant is in the cache, and returns the model's path. Blocks.
+
+    What has arrived before a cancel, an error or a crash waits under the contents' checksums, so
+    that it can only ever be continued with the same content. A model that is here already is
+    checked, and what is damaged of it fetched anew.
 
     Args:
         check: raises an OctavoError if the engine cannot run a model of that header.
+        cache_dir: where `inspect_variant` has been told to keep what it read, to go on from that.
 
     Raises:
-        ModelNotFoundError: no such repository or file.
         UnsupportedModelError, CheckpointError: what `check` and the header's reader say.
         DownloadError: the hub cannot be reached, or sends something else.
         StorageError: a folder cannot be written, or the disk is too small.
         JobCancelled: the work is to stop.
     """
-    control.report(Progress(f"Asking about {address.repository}"))
-    repository = hub.repository(address)
-    file = choose_file(address, repository.files)
-    if not file.sha256 or not file.size_bytes:
-        raise DownloadError(
-            f"The hub gives no checksum for {file.path}, so Octavo could not tell whether it"
-            " arrives whole.",
-            hint="Choose another file or repository.",
-        )
-    target = models_dir.joinpath(*repository.name.split("/"), *PurePosixPath(file.path).parts)
-    hub.require_access(repository, file)
-    parts = models_dir / PARTS_FOLDER
-    make_folder(parts)
-    lock = parts / f"{file.sha256}.lock"
-
-    def wait_for_other() -> None:
-        control.report(Progress(f"Waiting for another Octavo that fetches {target.name}"))
-        control.wait(_LOCK_INTERVAL_S)
-
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(lock, wait_for_other))
-        except OSError as error:
-            raise storage_error(error, lock) from error
-        if target.exists():
-            control.report(Progress(f"Checking {target.name}, which is here already"))
-        if holds(target, file.size_bytes, file.sha256, control):
-            return HubPull(file, target, was_here=True)
-        part = parts / f"{file.sha256}.part"
-        _require_space(file, part)
-        remote = RemoteFile(
-            hub.file_url(repository, file), file.size_bytes, file.sha256, hub.token, HUB_ADVICE
-        )
-        _HubDownload(remote, target, part, control, patience or Patience()).run(check)
-    return HubPull(file, target, was_here=False)
+    pull = _Pull(hub, repository, variant, cache, control, patience)
+    lock = cache.lock_path(repository.name, variant.label)
+    with locked(lock, control, f"Waiting for another Octavo that fetches {pull.title}"):
+        if not pull.is_whole():
+            hub.require_access(repository, variant.files[0])
+            pull.run(check, cache_dir)
+    return cache.publish(repository.name, repository.commit, repository.revision, variant)
 
 
-class _HubDownload:
-    """One file on its way from the hub to its place."""
+class _Pull:
+    """One variant on its way from the hub to the cache."""
 
     def __init__(
         self,
-        remote: RemoteFile,
-        target: Path,
-        part: Path,
+        hub: HuggingFace,
+        repository: HubRepository,
+        variant: HubVariant,
+        cache: HubCache,
         control: JobControl,
-        patience: Patience,
+        patience: Patience | None,
     ) -> None:
-        self._remote = remote
-        self._target = target
-        self._part = part
+        self.title = variant.files[0].name if variant.kind == GGUF else repository.name
+        self._hub = hub
+        self._repository = repository
+        self._variant = variant
+        self._cache = cache
         self._control = control
         self._patience = patience
-        self._opener = make_opener()
+        self._folder = cache.download_folder(repository.name, variant.label)
 
-    def run(self, check: Check) -> None:
+    def is_whole(self) -> bool:
+        """Whether all files are here and right; what is damaged is deleted."""
+        if not is_here(self._repository, self._variant, self._cache):
+            return False
+        is_right = True
+        for file in self._variant.files:
+            self._control.report(Progress(f"Checking {self.title}, which is here already"))
+            path = self._find(file)
+            if path is None or not self._is_right(path, file):
+                is_right = False
+                if path is not None:
+                    _unlink(path)
+        return is_right
+
+    def run(self, check: Check, cache_dir: Path | None) -> None:
+        self._cache.prepare(self._repository.name, self._variant.label)
+        self._drop_strangers()
+        self._require_space()
+        looks_dir = cache_dir or self._folder
         try:
-            check(self._header())
-        except OctavoError as error:
-            if isinstance(error, StorageError | DownloadError):
-                raise
-            # What is refused is not continued: its first bytes are of no use to anybody.
-            with contextlib.suppress(OSError):
-                self._part.unlink(missing_ok=True)
-                self._part.with_suffix(".etag").unlink(missing_ok=True)
-            raise
-        self._fetch(f"Downloading {self._target.name}")
-        make_folder(self._target.parent)
-        try:
-            with self._part.open("rb+") as file:
-                os.fsync(file.fileno())
-            self._part.replace(self._target)
-        except OSError as error:
-            raise storage_error(error, self._target) from error
-
-    def _header(self) -> GGUFHeader:
-        """Reads the header from the first bytes of the part file, and fetches as many as it takes.
-
-        Raises:
-            CheckpointError, UnsupportedModelError: as `read_gguf_header`.
-            DownloadError, StorageError, JobCancelled: as `fetch`.
-        """
-        num_bytes = _FIRST_BYTES
-        while True:
-            num_bytes = min(num_bytes, self._remote.size_bytes)
-            if not self._part.exists() or self._part.stat().st_size < num_bytes:
-                self._fetch(f"Reading what {self._target.name} is", until_bytes=num_bytes)
-            is_all = num_bytes in (self._remote.size_bytes, _MOST_HEADER_BYTES)
-            # What has not arrived is stood in for by one filling, then by another: only what does
-            # not depend on the filling has been read from the file itself.
-            outcome = self._read_with(b"\0", num_bytes)
-            if isinstance(outcome, GGUFHeader):
-                if outcome.data_offset <= num_bytes:
-                    return outcome
-            elif is_all or str(self._read_with(b"\xff", num_bytes)) == str(outcome):
-                raise outcome
-            if is_all:
-                raise DownloadError(
-                    f"The header of {self._target.name} is longer than {format_bytes(num_bytes)}.",
-                    hint="Choose another file or repository.",
+            check(
+                inspect_variant(
+                    self._hub,
+                    self._repository,
+                    self._variant,
+                    looks_dir,
+                    self._control,
+                    patience=self._patience,
                 )
-            num_bytes *= 4
+            )
+        except ModelError:
+            # What is refused is not continued: its first bytes are of no use to anybody.
+            self._cache.discard_download(self._repository.name, self._variant.label)
+            raise
+        before_bytes = 0
+        transfer = HubTransfer(self._hub, self._repository, self._control, self._patience)
+        for file in self._variant.files:
+            self._bring(file, transfer, looks_dir, before_bytes)
+            before_bytes += file.size_bytes
+        self._cache.discard_download(self._repository.name, self._variant.label)
 
-    def _read_with(self, filling: bytes, num_bytes: int) -> GGUFHeader | OctavoError:
-        """The header of a stand-in: as long as the file, with its first bytes and a filling."""
-        # Under a name of its own, so that what a killed process left is written over.
-        stand_in = self._part.with_suffix(".header") / self._target.name
+    def _bring(
+        self, file: HubFile, transfer: HubTransfer, looks_dir: Path, before_bytes: int
+    ) -> None:
+        """Makes sure that one file's content is in the cache."""
+        # `huggingface_hub` takes the same lock, and finds the content once it has it.
+        lock = self._cache.lock_path(self._repository.name, file.blob_id)
+        with locked(lock, self._control, f"Waiting for another program that fetches {file.name}"):
+            if self._find(file) is not None:
+                return
+            part = self._part(file)
+            self._seed(part, beginning_path(looks_dir, self._repository, file))
+            transfer.fetch(
+                file,
+                part,
+                stage=f"Downloading {self.title}",
+                share=Share(before_bytes, self._variant.size_bytes),
+            )
+            self._cache.keep(part, self._repository.name, file)
+
+    def _seed(self, part: Path, beginning: Path) -> None:
+        """Begins a part file with what was read for the header."""
         try:
-            stand_in.parent.mkdir(exist_ok=True)
-            with self._part.open("rb") as source, stand_in.open("wb") as file:
-                file.write(source.read(num_bytes))
-                if filling != b"\0":
-                    left_bytes = self._remote.size_bytes - num_bytes
-                    file.write(filling * min(left_bytes, _FILLING_BYTES))
-                # A hole: it takes no room on the disk.
-                file.truncate(self._remote.size_bytes)
-            try:
-                return read_gguf_header(stand_in)
-            except OctavoError as error:
-                return error
+            if not beginning.exists() or part.exists():
+                return
+            # Under another name until it is whole: a kill must not leave half of it.
+            draft = part.with_suffix(".seed")
+            shutil.copyfile(beginning, draft)
+            draft.replace(part)
+            tag = beginning.with_suffix(".etag")
+            if tag.exists():
+                shutil.copyfile(tag, part.with_suffix(".etag"))
         except OSError as error:
-            raise storage_error(error, self._part) from error
-        finally:
-            shutil.rmtree(stand_in.parent, ignore_errors=True)
+            raise storage_error(error, part) from error
 
-    def _fetch(self, stage: str, until_bytes: int | None = None) -> None:
-        fetch(
-            self._remote,
-            self._part,
-            self._control,
-            stage=stage,
-            opener=self._opener,
-            patience=self._patience,
-            until_bytes=until_bytes,
-        )
+    def _require_space(self) -> None:
+        """Raises StorageError if what is still to come of all files does not fit."""
+        needed_bytes = 0
+        try:
+            for file in self._variant.files:
+                if self._find(file) is None:
+                    part = self._part(file)
+                    here_bytes = part.stat().st_size if part.exists() else 0
+                    needed_bytes += max(0, file.size_bytes - here_bytes)
+            free_bytes = shutil.disk_usage(self._folder).free
+        except OSError as error:
+            raise storage_error(error, self._folder) from error
+        if free_bytes < needed_bytes:
+            raise StorageError(
+                f"{self.title} needs {format_bytes(needed_bytes)} in {self._cache.root}, "
+                f"and {format_bytes(free_bytes)} are free there.",
+                hint=f"Make {format_bytes(needed_bytes - free_bytes)} of room, or choose another "
+                "models folder in the settings.",
+                path=self._cache.root,
+            )
+
+    def _drop_strangers(self) -> None:
+        """Deletes parts of contents that the variant has no more, after a new commit."""
+        ours = {file.blob_id for file in self._variant.files}
+        with contextlib.suppress(OSError):
+            for path in self._folder.iterdir():
+                if path.is_file() and path.stem not in ours:
+                    path.unlink()
+
+    def _find(self, file: HubFile) -> Path | None:
+        return self._cache.find(self._repository.name, self._repository.commit, file)
+
+    def _is_right(self, path: Path, file: HubFile) -> bool:
+        return holds(path, file.size_bytes, file.sha256, self._control, git_sha1=file.blob_id)
+
+    def _part(self, file: HubFile) -> Path:
+        return self._folder / f"{file.blob_id}.part"
 
 
-def _require_space(file: HubFile, part: Path) -> None:
-    """Raises StorageError if what is still to come does not fit."""
+def _unlink(path: Path) -> None:
     try:
-        here_bytes = part.stat().st_size if part.exists() else 0
-        free_bytes = shutil.disk_usage(part.parent).free
+        path.unlink()
     except OSError as error:
-        raise storage_error(error, part) from error
-    needed_bytes = max(0, file.size_bytes - here_bytes)
-    if free_bytes < needed_bytes:
-        raise StorageError(
-            f"{PurePosixPath(file.path).name} needs {format_bytes(needed_bytes)} in {part.parent}, "
-            f"and {format_bytes(free_bytes)} are free there.",
-            hint=f"Make {format_bytes(needed_bytes - free_bytes)} of room, or choose another "
-            "models folder in the settings.",
-            path=part.parent,
-        )
+        raise storage_error(error, path) from error

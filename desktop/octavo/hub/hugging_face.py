@@ -1,22 +1,48 @@
-"""The hub's lists through `huggingface_hub`: models by text, the files of a repository.
+"""The hub's answers: models by text, what a repository holds, who may have it.
 
-The only module that imports the library, and only when something is asked. It moves no model files:
-it cannot resume a download that another process began; `download` can.
+The only module that imports `huggingface_hub`, and only when something is asked. The library moves
+no model files: it cannot resume a download that another process began; `download` can.
 """
 
 import contextlib
+import importlib
 import os
 import types
-from collections.abc import Iterator, Mapping
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from octavo import __version__
-from octavo.errors import DownloadError, ModelNotFoundError, OctavoError
-from octavo.hub.hub_files import DEFAULT_ENDPOINT, HubAddress, HubFile, is_model_file
+from octavo.errors import DownloadError, InvalidInputError, ModelNotFoundError, OctavoError
+from octavo.hub.hub_files import (
+    DEFAULT_ENDPOINT,
+    GGUF,
+    SAFETENSORS,
+    HubAddress,
+    HubFile,
+    HubRepository,
+    pickle_in,
+    variants_of,
+)
+from octavo.hub.transport import make_opener
+
+SORTS = {
+    "downloads": "downloads",
+    "likes": "likes",
+    "trending": "trendingScore",
+    "updated": "lastModified",
+}
+"""Orders of a search, and what the hub calls them."""
+KINDS = (GGUF, SAFETENSORS, "any")
 
 _TIMEOUT_S = 20.0
-_EXPANDED = ("downloads", "likes", "gated", "gguf")
+_EXPANDED = ("downloads", "likes", "gated", "gguf", "safetensors", "tags", "lastModified")
+# More than any file there is; what claims more is no hub.
+_MOST_FILE_BYTES = 1 << 44
+_MOST_FILES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +56,10 @@ class HubModel:
     """As the hub read them from one of the files; 0 if it does not say."""
     architecture: str
     is_gated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class HubRepository:
-    """A repository at one commit."""
-
-    name: str
-    commit: str
-    files: tuple[HubFile, ...]
-    is_gated: bool
+    last_modified: str = ""
+    """ISO date, or empty."""
+    kind: str = ""
+    """`gguf` or `safetensors`; empty if it holds neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,87 +68,123 @@ class HuggingFace:
 
     endpoint: str = DEFAULT_ENDPOINT
     token: str = field(default="", repr=False)
+    proxy: str = field(default="", repr=False)
+    """Empty: the environment's."""
+    is_offline: bool = False
+    """Whether the person wants nothing to be sent."""
 
-    def search(self, text: str, *, limit: int = 20) -> list[HubModel]:
-        """Repositories with GGUF files, the most downloaded first; raises DownloadError."""
-        hub = _library()
+    def search(
+        self, text: str, *, limit: int = 20, sort: str = "downloads", kind: str = GGUF
+    ) -> list[HubModel]:
+        """Repositories of language models that fit a text; empty text: all.
+
+        Args:
+            sort: one of `SORTS`.
+            kind: one of `KINDS`; what holds neither GGUF nor safetensors is never listed.
+
+        Raises:
+            InvalidInputError: there is no such order or kind.
+            DownloadError: the hub cannot be asked.
+        """
+        if sort not in SORTS or kind not in KINDS:
+            raise InvalidInputError(
+                f"The hub cannot be searched for {kind!r} by {sort!r}.",
+                hint=f"Kinds are {', '.join(KINDS)}; orders are {', '.join(SORTS)}.",
+            )
         parameters: list[tuple[str, str | int]] = [
             ("search", text),
-            ("filter", "gguf"),
-            ("sort", "downloads"),
+            ("sort", SORTS[sort]),
             ("limit", limit),
             *(("expand", name) for name in _EXPANDED),
         ]
-        with self._translated(f"the search for {text!r}"):
-            # Not HfApi.list_models: that one is silent for 23 seconds where there is no network.
-            response = hub.get_session().get(
-                f"{self.endpoint.rstrip('/')}/api/models",
-                params=parameters,
-                headers=self._headers(hub),
-                timeout=_TIMEOUT_S,
-            )
-            hub.utils.hf_raise_for_status(response)
-            items = response.json()
-            return [_as_model(item) for item in items[:limit]]
+        if kind != GGUF:
+            # Many repositories of GGUF files do not say what they are for.
+            parameters.append(("pipeline_tag", "text-generation"))
+        if kind != "any":
+            parameters.append(("filter", kind))
+        items = self._get("/api/models", parameters, f"the search for {text!r}")
+        with self._translated("the search"):
+            models = [_as_model(item) for item in items[:limit]]
+        return [model for model in models if model.kind]
 
     def repository(self, address: HubAddress) -> HubRepository:
-        """The model files of a repository.
+        """What a repository holds.
 
         Raises:
             ModelNotFoundError: there is no such repository or revision, or not for this token.
             DownloadError: the hub cannot be asked.
         """
-        hub = _library()
+        path = f"/api/models/{address.repository}"
+        if address.revision != "main":
+            path += f"/revision/{urllib.parse.quote(address.revision, safe='')}"
+        item = self._get(path, [("blobs", "true")], address.repository)
         with self._translated(address.repository):
-            info = hub.HfApi(
-                endpoint=self.endpoint.rstrip("/"),
-                token=self.token or False,
-                library_name="octavo",
-                library_version=__version__,
-            ).model_info(
-                address.repository,
-                revision=None if address.revision == "main" else address.revision,
-                files_metadata=True,
-                timeout=_TIMEOUT_S,
-            )
-            files = tuple(
-                HubFile(item.rfilename, item.size or 0, item.lfs.sha256 if item.lfs else "")
-                for item in info.siblings or ()
-                if is_model_file(item.rfilename)
-            )
-            return HubRepository(
-                address.repository, info.sha or address.revision, files, bool(info.gated)
-            )
+            return _as_repository(item, address)
+
+    def account(self) -> str:
+        """As whom the hub knows the token; empty if there is none and the hub answers.
+
+        Raises:
+            DownloadError: the hub cannot be asked, or refuses the token.
+        """
+        if not self.token:
+            self.search("", limit=1, kind="any")
+            return ""
+        item = self._get("/api/whoami-v2", [], "the account")
+        with self._translated("the account"):
+            return str(item["name"])
 
     def require_access(self, repository: HubRepository, file: HubFile) -> None:
         """Raises DownloadError if the file is not for this token; asks for gated ones only."""
-        if repository.is_gated:
-            hub = _library()
-            with self._translated(repository.name):
-                hub.get_hf_file_metadata(
-                    self.file_url(repository, file),
-                    token=self.token or False,
-                    timeout=_TIMEOUT_S,
-                    endpoint=self.endpoint.rstrip("/"),
-                    library_name="octavo",
-                    library_version=__version__,
-                )
+        if not repository.gated:
+            return
+        with self._translated(repository.name), self._client() as client:
+            # A file may lie elsewhere: that the hub sends on to there is leave enough.
+            response = client.head(self.file_url(repository, file), follow_redirects=False)
+            if not response.has_redirect_location:
+                _library().utils.hf_raise_for_status(response)
 
     def file_url(self, repository: HubRepository, file: HubFile) -> str:
         """Where the file of that very commit is; the hub may send on to a signed address."""
-        url: str = _library().hf_hub_url(
-            repository.name,
-            file.path,
-            revision=repository.commit,
-            endpoint=self.endpoint.rstrip("/"),
-        )
-        return url
+        path = urllib.parse.quote(f"{repository.name}/resolve/{repository.commit}/{file.path}")
+        return f"{self.endpoint.rstrip('/')}/{path}"
 
-    def _headers(self, hub: types.ModuleType) -> dict[str, str]:
-        headers: dict[str, str] = hub.utils.build_hf_headers(
+    def make_opener(self) -> urllib.request.OpenerDirector:
+        """What files are fetched with; raises DownloadError if nothing is to be sent."""
+        self._require_online()
+        return make_opener(proxy=self.proxy)
+
+    def _get(self, path: str, parameters: Sequence[tuple[str, str | int]], what: str) -> Any:
+        # Not HfApi's own calls: they know no proxy but the environment's, and some are silent for
+        # 23 seconds where there is no network.
+        with self._translated(what), self._client() as client:
+            response = client.get(self.endpoint.rstrip("/") + path, params=parameters)
+            _library().utils.hf_raise_for_status(response)
+            return response.json()
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[Any]:
+        """A client of the library's HTTP library that goes through this person's proxy."""
+        self._require_online()
+        http = importlib.import_module(_http_error_class().__module__.partition(".")[0])
+        headers = _library().utils.build_hf_headers(
             token=self.token or False, library_name="octavo", library_version=__version__
         )
-        return headers
+        with http.Client(
+            proxy=self.proxy or None, headers=headers, timeout=_TIMEOUT_S, follow_redirects=True
+        ) as client:
+            yield client
+
+    def _require_online(self) -> None:
+        if self.is_offline:
+            raise DownloadError(
+                "Octavo is offline by its settings, so it asks no hub.",
+                hint="Switch that off in the settings, then try again.",
+            )
+        if _library().constants.HF_HUB_OFFLINE:
+            raise DownloadError(
+                "$HF_HUB_OFFLINE is set, so Octavo asks no hub.", hint="Unset it, then try again."
+            )
 
     @contextlib.contextmanager
     def _translated(self, what: str) -> Iterator[None]:
@@ -141,18 +197,15 @@ class HuggingFace:
 
     def _as_ours(self, error: Exception, what: str) -> OctavoError:
         errors = _library().errors
-        if isinstance(error, errors.OfflineModeIsEnabled):
-            return DownloadError(
-                "$HF_HUB_OFFLINE is set, so Octavo asks no hub.", hint="Unset it, then try again."
-            )
         # A gated repository's error is a missing repository's, too.
         if isinstance(error, errors.GatedRepoError):
             return self._gated(what)
         if isinstance(error, errors.RepositoryNotFoundError):
-            login = "" if self.token else ", or it is private and $HF_TOKEN is not set"
+            login = "" if self.token else ", or it is private and Octavo has no token"
             return ModelNotFoundError(
                 f"{self.endpoint} has no model {what}{login}.",
-                hint="Check the name; `octavo search TEXT` lists models.",
+                hint="Check the name; `octavo search TEXT` lists models. A token goes into the "
+                "settings or $HF_TOKEN.",
             )
         if isinstance(error, errors.RevisionNotFoundError):
             return ModelNotFoundError(
@@ -163,8 +216,8 @@ class HuggingFace:
         if isinstance(error, OSError | _http_error_class()):
             return DownloadError(
                 f"{self.endpoint} cannot be reached: {str(error) or type(error).__name__}.",
-                hint="Check the network. Behind a proxy set $HTTPS_PROXY; for a mirror give "
-                "--endpoint or $HF_ENDPOINT.",
+                hint="Check the network. A proxy goes into the settings or $HTTPS_PROXY, a mirror "
+                "into the settings, $HF_ENDPOINT or --endpoint.",
             )
         return DownloadError(
             f"{self.endpoint} does not answer as a hub does.",
@@ -174,13 +227,13 @@ class HuggingFace:
     def _gated(self, what: str) -> DownloadError:
         if self.token:
             return DownloadError(
-                f"{what} is gated, and the account of $HF_TOKEN has no access yet.",
+                f"{what} is gated, and the account of the token has no access yet.",
                 hint=f"Accept its terms at {self.endpoint}/{what}, then try again.",
             )
         return DownloadError(
             f"{what} is gated: its owner wants to know who downloads it.",
-            hint=f"Accept its terms at {self.endpoint}/{what} and set $HF_TOKEN to a token of "
-            "your account.",
+            hint=f"Accept its terms at {self.endpoint}/{what} and put a token of your account "
+            "into the settings or $HF_TOKEN.",
         )
 
     def _status_error(self, error: Any) -> DownloadError:
@@ -189,15 +242,16 @@ class HuggingFace:
         if status == 429:
             wait = response.headers.get("Retry-After", "")
             when = f"in {wait} s" if wait.isdigit() else "in some minutes"
-            more = "" if self.token else " A token in $HF_TOKEN raises the limit."
+            more = "" if self.token else " A token in the settings or $HF_TOKEN raises the limit."
             return DownloadError(
                 f"{self.endpoint} refuses for now: too many requests.",
                 hint=f"Try again {when}.{more}",
             )
         if status in (401, 403):
-            given = "Check $HF_TOKEN" if self.token else "Set $HF_TOKEN to a token of your account"
+            given = "Check the token" if self.token else "Put a token of your account"
             return DownloadError(
-                f"{self.endpoint} refuses the request ({status}).", hint=f"{given}, then try again."
+                f"{self.endpoint} refuses the request ({status}).",
+                hint=f"{given} in the settings or $HF_TOKEN, then try again.",
             )
         if status >= 500:
             return DownloadError(
@@ -213,6 +267,7 @@ def _library() -> types.ModuleType:
     """`huggingface_hub`, which otherwise reports at its first import that and where it runs."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import huggingface_hub
+    import huggingface_hub.constants
     import huggingface_hub.errors
     import huggingface_hub.utils
 
@@ -228,13 +283,65 @@ def _http_error_class() -> type[Exception]:
     )
 
 
+def collect_shared_content(content: Path, cache: Path) -> int:
+    """Deletes a content of the library's cache-wide store that nothing uses; freed bytes."""
+    _library()
+    try:
+        # Not public, and not in every version; without it the content stays as the library has it.
+        from huggingface_hub.utils._shared_blobs import sweep_shared_blob
+    except ImportError:
+        return 0
+    return sweep_shared_blob(content, cache_dir=cache)
+
+
 def _as_model(item: Mapping[str, Any]) -> HubModel:
-    gguf = item.get("gguf") or {}
+    gguf, safetensors = item.get("gguf") or {}, item.get("safetensors") or {}
+    tags = item.get("tags") or ()
     return HubModel(
         repository=str(item["id"]),
         downloads=int(item.get("downloads") or 0),
         likes=int(item.get("likes") or 0),
-        num_parameters=int(gguf.get("total") or 0),
+        num_parameters=int(gguf.get("total") or safetensors.get("total") or 0),
         architecture=str(gguf.get("architecture") or ""),
         is_gated=bool(item.get("gated")),
+        last_modified=str(item.get("lastModified") or "")[:10],
+        kind=next((kind for kind in (GGUF, SAFETENSORS) if kind in tags), ""),
     )
+
+
+def _as_repository(item: Mapping[str, Any], address: HubAddress) -> HubRepository:
+    siblings = item["siblings"][:_MOST_FILES]
+    gated = item.get("gated")
+    card = item.get("cardData") or {}
+    commit = str(item.get("sha") or address.revision)
+    if not commit.isalnum():
+        raise ValueError(commit)
+    return HubRepository(
+        name=address.repository,
+        commit=commit,
+        variants=variants_of([_as_file(sibling) for sibling in siblings]),
+        gated=gated if gated in ("auto", "manual") else "manual" if gated else "",
+        license=str(card.get("license_name") or card.get("license") or _tagged_license(item)),
+        downloads=int(item.get("downloads") or 0),
+        likes=int(item.get("likes") or 0),
+        last_modified=str(item.get("lastModified") or "")[:10],
+        revision=address.revision,
+        pickle=pickle_in([str(sibling["rfilename"]) for sibling in siblings]),
+    )
+
+
+def _as_file(sibling: Mapping[str, Any]) -> HubFile:
+    large = sibling.get("lfs") or {}
+    sha256, git_sha1 = str(large.get("sha256") or ""), str(sibling.get("blobId") or "")
+    size_bytes = int(sibling.get("size") or large.get("size") or 0)
+    if not 0 <= size_bytes <= _MOST_FILE_BYTES:
+        raise ValueError(size_bytes)
+    # Both become names of files here.
+    if not all(set(digest) <= set("0123456789abcdef") for digest in (sha256, git_sha1)):
+        raise ValueError(sha256)
+    return HubFile(str(sibling["rfilename"]), size_bytes, sha256, sha256 or git_sha1)
+
+
+def _tagged_license(item: Mapping[str, Any]) -> str:
+    tags = [str(tag) for tag in item.get("tags") or ()]
+    return next((tag.partition(":")[2] for tag in tags if tag.startswith("license:")), "")

@@ -1,28 +1,29 @@
 """The models on this machine, files and folders: what they are, found by name, and deleted."""
 
-import contextlib
 import dataclasses
 import difflib
-import os
 import re
-import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from octavo.checkpoint.folder import CONFIG_FILE, WEIGHTS_SUFFIX, is_model_folder
+from octavo.checkpoint.folder import CONFIG_FILE, is_model_folder
 from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.errors import ModelNotFoundError, OctavoError, StorageError
 from octavo.events import Event
 from octavo.hub.catalog import CatalogEntry
+from octavo.hub.folder_walk import (
+    SUFFIX,
+    FileKey,
+    FolderWalk,
+    cache_of,
+    file_key,
+    folder_key,
+    part_paths,
+)
 from octavo.hub.model_removal import remove_file, remove_folder
 from octavo.units import format_bytes
-
-SUFFIX = ".gguf"
-# Deep enough for other apps' layouts; keeps a home folder given by mistake from being read whole.
-_MAX_DEPTH = 6
-_MAX_ENTRIES = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +34,9 @@ class LibraryModel:
     """As typed on the command line: lower case, from the name on disk, unique in the library."""
     title: str
     path: Path
-    """A .gguf file, or a folder with config.json and safetensors."""
+    """A .gguf file, of a split one the first part, or a folder with config.json and safetensors."""
     size_bytes: int
-    """Of a folder: all files in it."""
+    """Of all parts, and of all files in a folder."""
     architecture: str = ""
     quantization: str = ""
     num_parameters: int = 0
@@ -43,15 +44,8 @@ class LibraryModel:
     license: str = ""
     problem: str = ""
     """Empty if the model can be used, else the sentence why it cannot."""
-
-
-@dataclass(frozen=True, slots=True)
-class _FileKey:
-    """One version of a file or of a folder's files."""
-
-    path: Path
-    size_bytes: int
-    modified_ns: int
+    repository: str = ""
+    """ORG/NAME, where it lies in a hub's cache."""
 
 
 class ModelLibrary:
@@ -64,20 +58,23 @@ class ModelLibrary:
         self,
         folders: Callable[[], Sequence[Path]],
         *,
+        hub_caches: Callable[[], Sequence[Path]] = tuple,
         starter: CatalogEntry | None = None,
         check: Callable[[CheckpointHeader], object] | None = None,
     ) -> None:
         """Args:
         folders: where models lie now; the first one is where downloads go and may not exist yet.
+        hub_caches: caches of a hub, which may be missing.
         starter: the model that its id, "starter", stands for.
         check: raises an OctavoError if the engine cannot run a model of that header.
         """
         self.changed: Event[None] = Event()
         self._folders = folders
+        self._hub_caches = hub_caches
         self._starter = starter
         self._check = check
         self._lock = threading.Lock()
-        self._known: dict[_FileKey, LibraryModel] = {}
+        self._known: dict[FileKey, LibraryModel] = {}
         self._listed: list[LibraryModel] = []
         self._problems: list[str] = []
 
@@ -89,12 +86,15 @@ class ModelLibrary:
     def scan(self) -> list[LibraryModel]:
         """Every model, by name; what is damaged or out of reach says so in `problem`."""
         with self._lock:
-            walk = _FolderWalk()
+            walk = FolderWalk()
             found: dict[Path, LibraryModel] = {}
-            seen: set[_FileKey] = set()
-            for index, folder in enumerate(self._folders()):
+            seen: set[FileKey] = set()
+            downloads, *others = self._folders()
+            caches = self._hub_caches()
+            for folder in dict.fromkeys((downloads, *caches, *others)):
                 listed = [model for model in self._listed if model.path.is_relative_to(folder)]
-                problem = walk.refusal(folder, may_be_missing=index == 0 and not listed)
+                is_optional = folder in caches or (folder == downloads and not listed)
+                problem = walk.refusal(folder, may_be_missing=is_optional)
                 if problem:
                     walk.problems.append(problem)
                     # Models of an unplugged drive stay in the list, greyed.
@@ -123,7 +123,9 @@ class ModelLibrary:
         for model in models:
             if wanted in (model.name, _short_name(model.title)):
                 return model
-        matches = [model for model in models if wanted and model.name.startswith(wanted)]
+        matches = _of_repository(models, name_or_path) or [
+            model for model in models if wanted and model.name.startswith(wanted)
+        ]
         if len(matches) == 1:
             return matches[0]
         path = Path(name_or_path).expanduser()
@@ -149,11 +151,20 @@ class ModelLibrary:
             raise ModelNotFoundError(f"There is no file at {path}.", hint="Check the path.")
         raise self._no_such_name(name_or_path, models)
 
+    def find_at(self, path: Path) -> LibraryModel | None:
+        """The model whose files lie there, under whatever path it is listed; None if none does."""
+        try:
+            identity = path.expanduser().resolve()
+        except (OSError, RuntimeError):
+            return None
+        return next((model for model in self.scan() if model.path.resolve() == identity), None)
+
     def remove(self, model: LibraryModel) -> int:
         """Deletes the model's files, and returns how many bytes that frees.
 
         A link goes, what it points to stays. Of a folder only the files of a model go, and the
-        folder itself if nothing else is in it.
+        folder itself if nothing else is in it. Of a hub's cache go the contents that no other
+        model there uses.
 
         Raises:
             StorageError: the model lies outside the library's folders, or cannot be deleted.
@@ -163,7 +174,7 @@ class ModelLibrary:
         is_whole = path.is_dir() and not path.is_symlink()
         # A name such as ".." must not lead out; a link's own place counts, not its target's.
         real_path = path.resolve() if is_whole else path.parent.resolve() / path.name
-        roots = [folder.resolve() for folder in self._folders()]
+        roots = [folder.resolve() for folder in (*self._folders(), *self._hub_caches())]
         inside = any(real_path.is_relative_to(root) for root in roots)
         if not inside or (is_folder and path.exists() and not is_model_folder(path)):
             raise StorageError(
@@ -171,19 +182,26 @@ class ModelLibrary:
                 hint="Delete it yourself.",
                 path=path,
             )
-        if is_whole:
+        if cache := cache_of(path):
+            freed_bytes = cache.remove(path)
+        elif is_whole:
             freed_bytes = remove_folder(real_path, keep_folder=real_path in roots)
         else:
-            freed_bytes = remove_file(path)
+            freed_bytes = sum(map(remove_file, part_paths(path)))
         self.changed.emit(None)
         return freed_bytes
 
-    def _read(self, key: _FileKey) -> LibraryModel:
+    def _read(self, key: FileKey) -> LibraryModel:
         path = key.path
-        model = LibraryModel(_name_of(path), _stem(path), path, key.size_bytes)
+        model = LibraryModel(
+            _name_of(key), _stem(path), path, key.size_bytes, repository=key.repository
+        )
+        if key.repository:
+            model = dataclasses.replace(model, title=_repository_title(key))
         is_starter = self._starter is not None and path.name == self._starter.file_name
         if is_starter and self._starter is not None:
             model = dataclasses.replace(model, title=self._starter.title)
+        is_snapshot = bool(key.repository) and path.is_dir()
         try:
             header = read_checkpoint(path)
         except StorageError as error:
@@ -200,7 +218,8 @@ class ModelLibrary:
                 problem = str(error)
         self._known[key] = model = dataclasses.replace(
             model,
-            title=model.title if is_starter else header.title or model.title,
+            # A snapshot's folder is called by its commit, which is no title.
+            title=model.title if is_starter or is_snapshot else header.title or model.title,
             architecture=header.architecture,
             quantization=header.quantization,
             num_parameters=header.num_parameters,
@@ -227,8 +246,8 @@ class ModelLibrary:
                 return model
         # Resolved, or a folder given as "." would have no name.
         if path.is_dir():
-            return self._read(_folder_key(identity, list(path.iterdir())))
-        return self._read(_file_key(path.absolute(), path.stat()))
+            return self._read(folder_key(identity, list(path.iterdir())))
+        return self._read(file_key(path.absolute()))
 
     def _no_such_name(self, name: str, models: Sequence[LibraryModel]) -> ModelNotFoundError:
         names = [model.name for model in models]
@@ -249,64 +268,15 @@ class ModelLibrary:
         return ModelNotFoundError(message, hint="`octavo list` shows all.")
 
 
-class _FolderWalk:
-    """Looks for model files; no folder is entered twice, so loops of links end."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-        self._entered: set[tuple[int, int]] = set()
-        self._num_entries = 0
-
-    def refusal(self, folder: Path, *, may_be_missing: bool) -> str:
-        """Why the folder cannot be read, in a sentence; empty if it can."""
-        try:
-            with os.scandir(folder):
-                return ""
-        except FileNotFoundError:
-            # The parent of the default folder is missing, too, before the first download.
-            if may_be_missing:
-                return ""
-            return f"The model folder {folder} is missing; its models come back with it."
-        except NotADirectoryError:
-            return f"The model folder {folder} is a file. Choose another one in the settings."
-        except OSError as error:
-            return f"The model folder {folder} cannot be read: {error.strerror}."
-
-    def files(self, folder: Path, depth: int = 0) -> Iterator[_FileKey]:
-        """Models in and below a folder, in the order of their names; the folder itself first."""
-        try:
-            status = folder.stat()
-            with os.scandir(folder) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            if depth:
-                self.problems.append(f"The folder {folder} cannot be read: {error.strerror}.")
-            return
-        if (status.st_dev, status.st_ino) in self._entered:
-            return
-        self._entered.add((status.st_dev, status.st_ino))
-        if self._num_entries < _MAX_ENTRIES <= self._num_entries + len(entries):
-            self.problems.append(
-                f"{folder} and the folders before it hold more than {_MAX_ENTRIES:,} files; "
-                "Octavo did not look further. Choose a folder of models alone."
-            )
-        self._num_entries += len(entries)
-        if self._num_entries >= _MAX_ENTRIES:
-            return
-        names = {entry.name for entry in entries}
-        if CONFIG_FILE in names and any(name.endswith(WEIGHTS_SUFFIX) for name in names):
-            yield _folder_key(folder, [Path(entry.path) for entry in entries])
-        for entry in entries:
-            path = Path(entry.path)
-            try:
-                if entry.is_dir():
-                    if depth < _MAX_DEPTH and not entry.name.startswith("."):
-                        yield from self.files(path, depth + 1)
-                elif path.suffix.lower() == SUFFIX and not entry.name.startswith("."):
-                    yield _file_key(path, entry.stat())
-            except OSError as error:
-                # A link that leads nowhere, or a file that vanished meanwhile.
-                self.problems.append(f"{path} cannot be read: {error.strerror}.")
+def _of_repository(models: Sequence[LibraryModel], address: str) -> list[LibraryModel]:
+    """The models of ORG/NAME, or of ORG/NAME:QUANT those of that quantisation."""
+    repository, _, quant = address.strip().casefold().partition(":")
+    of_it = [model for model in models if repository and model.repository.casefold() == repository]
+    return [
+        model
+        for model in of_it
+        if not quant or quant == model.quantization.casefold() or model.name.endswith(f"-{quant}")
+    ]
 
 
 def _likeness(wanted: str, name: str) -> float:
@@ -322,29 +292,24 @@ def _short_name(text: str) -> str:
     return re.sub(r"\s+|\.(?=(?:i?q\d|t?q\d|bf16|f16|f32|mxfp4))", "-", text.strip().lower())
 
 
-def _file_key(path: Path, status: os.stat_result) -> _FileKey:
-    return _FileKey(path, status.st_size, status.st_mtime_ns)
-
-
-def _folder_key(folder: Path, files: Sequence[Path]) -> _FileKey:
-    """Changes with any file of the folder; what cannot be looked at counts nothing."""
-    size_bytes, modified_ns = 0, 0
-    for file in files:
-        with contextlib.suppress(OSError):
-            status = file.stat()
-            if stat.S_ISREG(status.st_mode):
-                size_bytes += status.st_size
-                modified_ns = max(modified_ns, status.st_mtime_ns)
-    return _FileKey(folder, size_bytes, modified_ns)
-
-
 def _stem(path: Path) -> str:
     """The name without .gguf; a folder's may have dots of its own."""
     return path.stem if path.suffix.lower() == SUFFIX else path.name
 
 
-def _name_of(path: Path) -> str:
-    return _short_name(_stem(path))
+def _name_of(key: FileKey) -> str:
+    return _short_name(_repository_title(key) if key.repository else _stem(key.path))
+
+
+def _repository_title(key: FileKey) -> str:
+    """`SmolLM2-135M-Instruct-Q4_1` of a GGUF file, `SmolLM2-135M-Instruct` of a folder."""
+    title = key.repository.rpartition("/")[2]
+    if not key.label:
+        return title
+    if key.label.lower().endswith(SUFFIX):
+        # Several files of one quantisation: only their names tell them apart.
+        return key.path.stem
+    return f"{re.sub('[-_.]gguf$', '', title, flags=re.IGNORECASE)}-{key.label}"
 
 
 def _with_unique_names(models: Iterable[LibraryModel]) -> list[LibraryModel]:
@@ -352,10 +317,10 @@ def _with_unique_names(models: Iterable[LibraryModel]) -> list[LibraryModel]:
     taken: set[str] = set()
     named = []
     for model in models:
-        name, number = _name_of(model.path), 1
+        name, number = model.name, 1
         while name in taken:
             number += 1
-            name = f"{_name_of(model.path)}-{number}"
+            name = f"{model.name}-{number}"
         taken.add(name)
         named.append(dataclasses.replace(model, name=name))
     return sorted(named, key=lambda model: model.name)

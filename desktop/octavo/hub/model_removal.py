@@ -7,6 +7,7 @@ from pathlib import Path
 
 from octavo.checkpoint.folder import CONFIG_FILE
 from octavo.errors import StorageError
+from octavo.hub.folder_walk import cache_of
 
 _MODEL_FILES = (
     "*.safetensors",
@@ -27,6 +28,14 @@ _MODEL_FILES = (
 still listed and deleting it can be tried again."""
 _COMPANIONS = ("README.md", "LICENSE*", "USE_POLICY.md", "NOTICE*", ".gitattributes")
 """What comes along from a hub; it goes only if nothing else is left."""
+
+
+def link_target(path: Path) -> Path | None:
+    """Where an imported model really lies; None if deleting it deletes the model itself."""
+    # Of a hub's cache the content goes along with the links to it.
+    if not path.is_symlink() or cache_of(path) is not None:
+        return None
+    return path.resolve()
 
 
 def remove_file(path: Path) -> int:

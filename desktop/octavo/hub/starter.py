@@ -20,7 +20,7 @@ from octavo.errors import DownloadError, StorageError
 from octavo.hub.catalog import CatalogEntry
 from octavo.hub.disk import holds, make_folder, storage_error
 from octavo.hub.download import Patience, RemoteFile, fetch
-from octavo.hub.file_lock import file_lock
+from octavo.hub.file_lock import locked
 from octavo.hub.transport import make_opener
 from octavo.hub.wheel_source import WheelSource, ask_pip
 from octavo.jobs import JobControl, Progress
@@ -29,7 +29,6 @@ from octavo.units import format_bytes
 Resolve = Callable[[CatalogEntry, JobControl], WheelSource]
 
 _CHUNK_BYTES = 1 << 20
-_LOCK_INTERVAL_S = 0.2
 _UNPACKING_SUFFIX = ".unpacking"
 # Unpacking takes seconds: what is older was left by a process that was killed.
 _STALE_AFTER_S = 3600.0
@@ -61,16 +60,7 @@ def pull(
     for folder in (models_dir, cache_dir):
         make_folder(folder)
     lock = cache_dir / f"{entry.download_sha256}.lock"
-
-    def wait_for_other() -> None:
-        control.report(Progress(f"Waiting for another Octavo that fetches {entry.title}"))
-        control.wait(_LOCK_INTERVAL_S)
-
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(lock, wait_for_other))
-        except OSError as error:
-            raise storage_error(error, lock) from error
+    with locked(lock, control, f"Waiting for another Octavo that fetches {entry.title}"):
         if not holds(target, entry.size_bytes, entry.sha256, control):
             part = cache_dir / f"{entry.download_sha256}.part"
             _check_space(entry, part, models_dir)

@@ -18,6 +18,8 @@ from typing import IO
 from octavo.errors import DownloadError
 
 _CHUNK_BYTES = 1 << 16
+# They are on the disk already; what waits for the checksum is 4 MiB at most.
+_MOST_UNHASHED_CHUNKS = 64
 _RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_RETRY_AFTER_S = 300.0
 
@@ -39,8 +41,8 @@ PIP_ADVICE = Advice(
 )
 HUB_ADVICE = Advice(
     certificate="Behind a company proxy, set SSL_CERT_FILE to the company's certificate file.",
-    refused="If the model is gated, accept its licence on its page and set $HF_TOKEN to a token "
-    "of that account.",
+    refused="If the model is gated, accept its licence on its page and put a token of "
+    "that account into the settings or $HF_TOKEN.",
     wrong_file="Check the network (a login page?) and the endpoint, then pull again.",
 )
 
@@ -130,7 +132,9 @@ class Answer:
     """The answer to one request, read on a thread of its own.
 
     A read from a silent server cannot be interrupted. On its own thread it need not be: whoever
-    waits here leaves at once, and the thread ends by itself when its read does.
+    waits here leaves at once, and the thread ends by itself when its read does. What arrives is
+    written by that very thread, before anything else is done with it: if the process dies, only
+    what the system still holds is lost.
     """
 
     def __init__(
@@ -144,30 +148,47 @@ class Answer:
         self._opener = opener
         self._read_timeout_s = read_timeout_s
         self._advice = advice
-        self._is_left = threading.Event()
-        # Few chunks: what waits here is lost when the process is killed.
-        self._arrived: queue.Queue[http.client.HTTPResponse | bytes | Exception] = queue.Queue(4)
-        threading.Thread(target=self._read, name="octavo-download", daemon=True).start()
+        self._arrived: queue.Queue[http.client.HTTPResponse | bytes | Exception] = queue.Queue(
+            _MOST_UNHASHED_CHUNKS
+        )
+        self._write: Callable[[bytes], None] | None = None
+        self._may_read = threading.Event()
+        self._writing = threading.Lock()
+        self._is_left = False
+        self._thread = threading.Thread(target=self._read, name="octavo-download", daemon=True)
+        self._thread.start()
 
     def head(self, tick: Callable[[], None]) -> http.client.HTTPResponse:
-        """Status and headers.
+        """Status and headers; `tick` is called now and then while they do not come.
 
         Raises:
-            TransientError, DownloadError: no usable answer came.
+            TransientError: the connection failed, or the server is busy.
+            DownloadError: the server refuses.
         """
-        head = self._next(tick)
-        assert isinstance(head, http.client.HTTPResponse)
-        return head
+        item = self._next(tick)
+        assert isinstance(item, http.client.HTTPResponse)
+        return item
 
-    def chunks(self, tick: Callable[[], None]) -> Iterator[bytes]:
-        """The body as it arrives, until it or the connection ends."""
+    def chunks(
+        self, tick: Callable[[], None], write: Callable[[bytes], None]
+    ) -> Iterator[memoryview]:
+        """The body as it arrives, until it or the connection ends; raises as `head` and `write`.
+
+        Args:
+            write: gets every chunk before it is given here, on the reading thread, and none any
+                more once `leave` has returned.
+        """
+        self._write = write
+        self._may_read.set()
         while chunk := self._next(tick):
             assert isinstance(chunk, bytes)
-            yield chunk
+            yield memoryview(chunk)
 
     def leave(self) -> None:
         """No more is wanted."""
-        self._is_left.set()
+        with self._writing:
+            self._is_left = True
+        self._may_read.set()
 
     def _next(self, tick: Callable[[], None]) -> http.client.HTTPResponse | bytes:
         while True:
@@ -182,6 +203,8 @@ class Answer:
 
     def _as_ours(self, error: Exception) -> Exception:
         """The network library's error as one to try again after, or one that ends the download."""
+        if isinstance(error, _WriteError):
+            return error.cause
         if isinstance(error, urllib.error.HTTPError):
             return _status_error(error, self._request, self._advice)
         reason: object = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -200,24 +223,45 @@ class Answer:
         try:
             with self._opener.open(self._request, timeout=self._read_timeout_s) as response:
                 self._put(response)
-                while not self._is_left.is_set():
+                self._may_read.wait()
+                while True:
                     chunk = response.read1(_CHUNK_BYTES)
+                    with self._writing:
+                        if self._is_left:
+                            return
+                        if chunk and self._write is not None:
+                            self._write_chunk(self._write, chunk)
                     self._put(chunk)
                     if not chunk:
                         return
         except urllib.error.HTTPError as error:
             error.close()
             self._put(error)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, ValueError, _WriteError) as error:
             self._put(error)
 
+    def _write_chunk(self, write: Callable[[bytes], None], chunk: bytes) -> None:
+        try:
+            write(chunk)
+        except (OSError, WrongContentError) as error:
+            # A full disk must not look like a broken connection.
+            raise _WriteError(error) from error
+
     def _put(self, item: http.client.HTTPResponse | bytes | Exception) -> None:
-        while not self._is_left.is_set():
+        while not self._is_left:
             try:
                 self._arrived.put(item, timeout=0.5)
             except queue.Full:
                 continue
             return
+
+
+class _WriteError(Exception):
+    """What `write` raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 def _status_error(

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from octavo.monitor.catalog import load_gpu_catalog
+from octavo.monitor.chip_names import ChipNames
 from octavo.monitor.readings import GpuReading
 
 DRM = Path("/sys/class/drm")
@@ -14,8 +16,12 @@ HERTZ_PER_MHZ = 1_000_000
 class AmdProbe:
     """Finds the cards once and reads their files each time; a file that is not there is None."""
 
-    def __init__(self, root: Path = DRM) -> None:
+    def __init__(self, root: Path = DRM, chip_names: ChipNames | None = None) -> None:
+        """Args:
+        chip_names: asked once for each card; by default made when there is one.
+        """
         self._root = root
+        self._chip_names = chip_names
         self._cards: list[tuple[str, Path, Path | None]] | None = None
 
     def read(self) -> tuple[GpuReading, ...]:
@@ -32,10 +38,18 @@ class AmdProbe:
             if card.name.removeprefix("card").isdigit()
         ]
         return [
-            (_name(device), device, next(iter(sorted(device.glob("hwmon/hwmon*"))), None))
+            (self._name(device), device, next(iter(sorted(device.glob("hwmon/hwmon*"))), None))
             for device in devices
             if _text(device / "vendor") == AMD_VENDOR
         ]
+
+    def _name(self, device: Path) -> str:
+        if product := _text(device / "product_name"):
+            return product
+        if self._chip_names is None:
+            self._chip_names = ChipNames(load_gpu_catalog().names)
+        pci_device = (_text(device / "device") or "").removeprefix("0x").lower()
+        return self._chip_names.find(f"{AMD_VENDOR.removeprefix('0x')}:{pci_device}")
 
 
 def _read_card(name: str, device: Path, hwmon: Path | None) -> GpuReading:
@@ -71,13 +85,6 @@ SENSORS = (
     "freq1_input",
     "freq2_input",
 )
-
-
-def _name(device: Path) -> str:
-    if product := _text(device / "product_name"):
-        return product
-    pci_device = (_text(device / "device") or "").removeprefix("0x")
-    return f"AMD card [1002:{pci_device}]"
 
 
 def _number(path: Path) -> int | None:

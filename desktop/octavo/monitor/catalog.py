@@ -2,8 +2,8 @@
 
 import re
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from octavo.paths import resources_dir
@@ -38,6 +38,8 @@ class GpuCatalog:
 
     requirements: tuple[Requirement, ...]
     cards: tuple[CatalogCard, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Of other makers' chips, by PCI id."""
 
     def find(self, name: str | None = None, pci_id: str | None = None) -> CatalogCard | None:
         """The card of that PCI id, else of that name (with or without the maker's name)."""
@@ -76,6 +78,7 @@ def load_gpu_catalog(resources: Path | None = None) -> GpuCatalog:
             )
             for table in tables["cards"]
         ),
+        names=tables.get("names", {}),
     )
 
 

@@ -24,6 +24,10 @@ class Series:
     def __iter__(self) -> Iterator[float | None]:
         return iter(self._values)
 
+    def __getitem__(self, index: int) -> float | None:
+        """Quick near both ends."""
+        return self._values[index]
+
     @property
     def latest(self) -> float | None:
         return self._values[-1] if self._values else None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from octavo.monitor.catalog import CatalogCard, GpuCatalog, load_gpu_catalog
+from octavo.monitor.chip_names import ChipNames
 from octavo.monitor.nvml import NvmlCard, NvmlProbe
 from octavo.monitor.pci import PciCard, find_pci_cards
 from octavo.units import format_bytes
@@ -70,6 +71,7 @@ def take_inventory(
     catalog: GpuCatalog | None = None,
     nvml: NvmlProbe | None = None,
     pci_cards: Sequence[PciCard] | None = None,
+    chip_names: ChipNames | None = None,
 ) -> list[InventoryCard]:
     """The cards NVML reports, then those only the PCI bus knows; never raises."""
     catalog = catalog or load_gpu_catalog()
@@ -78,10 +80,11 @@ def take_inventory(
         reported, driver_problem = probe.cards()
     finally:
         probe.close()
+    names = chip_names or ChipNames(catalog.names)
     on_bus = find_pci_cards() if pci_cards is None else pci_cards
     reported_bus_ids = {card.bus_id for card in reported}
     return [_from_nvml(card, catalog) for card in reported] + [
-        _from_pci(card, catalog, driver_problem)
+        _from_pci(card, catalog, names, driver_problem)
         for card in on_bus
         if card.bus_id not in reported_bus_ids
     ]
@@ -122,13 +125,15 @@ def _from_nvml(card: NvmlCard, catalog: GpuCatalog) -> InventoryCard:
     )
 
 
-def _from_pci(card: PciCard, catalog: GpuCatalog, driver_problem: str) -> InventoryCard:
+def _from_pci(
+    card: PciCard, catalog: GpuCatalog, names: ChipNames, driver_problem: str
+) -> InventoryCard:
     known = catalog.find(card.product_name, card.pci_id)
     is_nvidia = card.manufacturer == "NVIDIA"
     capability = known.compute_capability if known else None
     return InventoryCard(
         manufacturer=card.manufacturer,
-        model=_model(card, known),
+        model=_model(card, known, names),
         vram_bytes=card.vram_bytes,
         vram_gb=known.vram_gb if known else (),
         interface=known.interface if known else card.interface,
@@ -138,10 +143,12 @@ def _from_pci(card: PciCard, catalog: GpuCatalog, driver_problem: str) -> Invent
     )
 
 
-def _model(card: PciCard, known: CatalogCard | None) -> str:
+def _model(card: PciCard, known: CatalogCard | None, names: ChipNames) -> str:
     if known is not None:
         return known.name
-    return card.product_name or f"{card.manufacturer} card [{card.pci_id}]"
+    name = card.product_name or names.find(card.pci_id)
+    # The table names the maker beside it.
+    return name.removeprefix(f"{card.manufacturer} ")
 
 
 def _problem(driver_problem: str) -> str:

@@ -12,6 +12,8 @@ import pynvml
 from octavo.monitor.readings import GpuProcess, GpuReading
 
 REOPEN_INTERVAL_S = 10.0
+SLOW_INTERVAL_S = 1.9
+"""How long the list of processes and the power limit hold: the list costs more than all else."""
 MILLIWATTS = 1000.0
 
 # After these a handle is of no use any more; every other error means "this field is not reported".
@@ -69,6 +71,15 @@ class _Slot:
     uuid: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _SlowFields:
+    """What need not be asked for at every reading."""
+
+    read_at_s: float
+    power_limit_w: float | None
+    processes: tuple[GpuProcess, ...] | None
+
+
 class NvmlProbe:
     """Reads the GPUs from one thread; opens NVML at the first reading and again when it is lost."""
 
@@ -76,6 +87,8 @@ class NvmlProbe:
         self._nvml = nvml
         self._clock = clock
         self._slots: list[_Slot] = []
+        self._slow_fields: dict[str, _SlowFields] = {}
+        """By uuid."""
         self._is_open = False
         self._must_reopen = True
         self._opened_at_s: float | None = None
@@ -135,6 +148,7 @@ class NvmlProbe:
             return
         self._problem = ""
         self._slots = self._find_slots(num_gpus)
+        self._slow_fields.clear()
         self._must_reopen = any(slot.handle is None for slot in self._slots)
 
     def _find_slots(self, num_gpus: int) -> list[_Slot]:
@@ -180,7 +194,7 @@ class NvmlProbe:
         memory = self._ask_memory(handle)
         rates = self._ask("nvmlDeviceGetUtilizationRates", handle)
         power_mw = self._ask("nvmlDeviceGetPowerUsage", handle)
-        limit_mw = self._ask("nvmlDeviceGetEnforcedPowerLimit", handle)
+        slow = self._ask_slow_fields(slot)
         return GpuReading(
             name=slot.name,
             uuid=slot.uuid,
@@ -189,11 +203,26 @@ class NvmlProbe:
             utilization_percent=None if rates is None else float(rates.gpu),
             temperature_c=self._ask("nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
             power_w=None if power_mw is None else power_mw / MILLIWATTS,
-            power_limit_w=None if limit_mw is None else limit_mw / MILLIWATTS,
+            power_limit_w=slow.power_limit_w,
             clock_sm_mhz=self._ask("nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_SM),
             clock_memory_mhz=self._ask("nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_MEM),
-            processes=self._ask_processes(handle),
+            processes=slow.processes,
         )
+
+    def _ask_slow_fields(self, slot: _Slot) -> _SlowFields:
+        now_s = self._clock()
+        known = self._slow_fields.get(slot.uuid or "")
+        if known is not None and now_s - known.read_at_s < SLOW_INTERVAL_S:
+            return known
+        limit_mw = self._ask("nvmlDeviceGetEnforcedPowerLimit", slot.handle)
+        fields = _SlowFields(
+            read_at_s=now_s,
+            power_limit_w=None if limit_mw is None else limit_mw / MILLIWATTS,
+            processes=self._ask_processes(slot.handle),
+        )
+        if slot.uuid is not None:
+            self._slow_fields[slot.uuid] = fields
+        return fields
 
     def _ask(self, function: str, *arguments: Any) -> Any:
         """The answer; None where the card or the driver has none.

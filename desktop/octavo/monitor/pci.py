@@ -4,9 +4,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from octavo.monitor.chip_names import MANUFACTURERS
+
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 DISPLAY_CLASS = "0x03"
-MANUFACTURERS = {"10de": "NVIDIA", "1002": "AMD", "8086": "Intel"}
 PCIE_GENERATIONS = {"2.5": 1, "5": 2, "5.0": 2, "8": 3, "8.0": 3, "16": 4, "16.0": 4}
 PCIE_GENERATIONS |= {"32": 5, "32.0": 5, "64": 6, "64.0": 6}
 

@@ -32,18 +32,25 @@ class Sampler:
         self._changed = threading.Condition()
         self._listeners: list[_Listener] = []
         self._thread: threading.Thread | None = None
-        self._due_s = 0.0
+        self._earliest_s = 0.0
+        """When the probe may be read again."""
 
     def listen(
         self,
         callback: Callable[[MachineReading], None],
         loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        interval_s: float = 0.0,
     ) -> Callable[[], None]:
         """Calls back on a loop (by default the running one); the returned function ends that.
 
         A loop that lags gets the newest reading only, and one that has closed is forgotten.
+
+        Args:
+            interval_s: a slower pace than the sampler's, for who needs no more.
         """
-        listener = _Listener(callback, loop or asyncio.get_running_loop())
+        pace_s = max(interval_s, self._interval_s)
+        listener = _Listener(callback, loop or asyncio.get_running_loop(), pace_s)
         with self._changed:
             self._listeners.append(listener)
             if self._thread is None:
@@ -51,6 +58,8 @@ class Sampler:
                     target=self._run, name="octavo-monitor", daemon=True
                 )
                 self._thread.start()
+            else:
+                self._changed.notify_all()  # it may be waiting for a slower one
 
         def stop() -> None:
             listener.is_stopped = True
@@ -86,9 +95,11 @@ class Sampler:
     def _run(self) -> None:
         try:
             while listeners := self._wait_until_due():
-                self._due_s = time.monotonic() + self._interval_s
+                now_s = time.monotonic()
+                self._earliest_s = now_s + self._interval_s
                 reading = self._probe.read()
                 for listener in listeners:
+                    listener.due_s = now_s + listener.interval_s
                     if not listener.post(reading):
                         self._forget(listener)
         finally:
@@ -98,24 +109,30 @@ class Sampler:
                     self._thread = None
 
     def _wait_until_due(self) -> "tuple[_Listener, ...]":
-        """Who listens when the next reading is due; with nobody left the thread is given up."""
+        """Who is to hear the next reading; with nobody left the thread is given up."""
         with self._changed:
             while self._listeners:
-                remaining_s = self._due_s - time.monotonic()
+                now_s = time.monotonic()
+                first_due_s = min(listener.due_s for listener in self._listeners)
+                remaining_s = max(self._earliest_s, first_due_s) - now_s
                 if remaining_s <= 0:
-                    break
+                    return tuple(one for one in self._listeners if one.due_s <= now_s)
                 self._changed.wait(remaining_s)
-            if not self._listeners:
-                self._thread = None
-            return tuple(self._listeners)
+            self._thread = None
+            return ()
 
 
 class _Listener:
     """One callback and its loop; has at most one post under way."""
 
     def __init__(
-        self, callback: Callable[[MachineReading], None], loop: asyncio.AbstractEventLoop
+        self,
+        callback: Callable[[MachineReading], None],
+        loop: asyncio.AbstractEventLoop,
+        interval_s: float,
     ) -> None:
+        self.interval_s = interval_s
+        self.due_s = 0.0
         self._callback = callback
         self._loop = loop
         self._lock = threading.Lock()

@@ -10,6 +10,9 @@ import psutil
 
 from octavo.monitor.readings import CpuReading, DiskReading, MemoryReading
 
+DISK_INTERVAL_S = 0.9
+"""Counters are not read more often: it takes longer than all the rest."""
+
 
 class SystemProbe:
     """Reads from one thread; what is a rate is taken against the reading before."""
@@ -21,6 +24,7 @@ class SystemProbe:
         self._num_threads = os.cpu_count() or 1
         self._cpu_before: tuple[float, float] | None = None
         self._disk_before: tuple[float, int, int] | None = None
+        self._disk_rates: tuple[float | None, float | None] = (None, None)
 
     def read_cpu(self) -> CpuReading:
         times = psutil.cpu_times()
@@ -53,7 +57,7 @@ class SystemProbe:
             usage = shutil.disk_usage(self._folder)
         except OSError:
             return None
-        read_bytes_per_s, written_bytes_per_s = self._disk_rates()
+        read_bytes_per_s, written_bytes_per_s = self._read_disk_rates()
         return DiskReading(
             folder=str(self._folder),
             total_bytes=usage.total,
@@ -62,14 +66,21 @@ class SystemProbe:
             written_bytes_per_s=written_bytes_per_s,
         )
 
-    def _disk_rates(self) -> tuple[float | None, float | None]:
+    def _read_disk_rates(self) -> tuple[float | None, float | None]:
+        now_s, before = self._clock(), self._disk_before
+        if before is not None and 0 <= now_s - before[0] < DISK_INTERVAL_S:
+            return self._disk_rates
+        self._disk_rates = self._measure_disk(now_s)
+        return self._disk_rates
+
+    def _measure_disk(self, now_s: float) -> tuple[float | None, float | None]:
         try:
             counters = psutil.disk_io_counters()
         except (OSError, NotImplementedError):  # A container may hide the counters.
             counters = None
         if counters is None:
             return None, None
-        now = (self._clock(), counters.read_bytes, counters.write_bytes)
+        now = (now_s, counters.read_bytes, counters.write_bytes)
         before, self._disk_before = self._disk_before, now
         if before is None or now[0] <= before[0]:
             return None, None

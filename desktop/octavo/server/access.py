@@ -1,13 +1,14 @@
 """`Door`: who may ask at all. It stands before every route, known or not.
 
 Three checks: the Host header (a foreign name means DNS rebinding), the Origin header (a web page of
-another site), and the API key, if one is set.
+another site, if it is not one that the person has allowed), and the API key, if one is set.
 """
 
 import asyncio
 import hmac
 import ipaddress
 import logging
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo.errors import ForeignSiteError, OctavoError, WrongKeyError
 from octavo.server.error_table import error_body, kind_of
 from octavo.server.json_response import encode_json
+
+HEADER_NAMES = re.compile(r"[A-Za-z0-9-]+( *, *[A-Za-z0-9-]+)*")
+PREFLIGHT_SECONDS = b"600"
+"""How long a browser may remember that it may ask."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +39,33 @@ class AccessRules:
     """Empty: none is needed."""
     host_names: Sequence[str] = ()
     """Names this server goes by beside `localhost`; addresses in numbers always count."""
+    allowed_origins: Sequence[str] = ()
+    """Web pages of other sites that may ask, as `https://app.example.org`."""
 
-    def check(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Raises ForeignSiteError or WrongKeyError."""
-        host = self._check_host(_values(headers, b"host"))
-        for origin in _values(headers, b"origin"):
-            if origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
+    def check_site(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
+        """The page of another site that asks and may; empty for programs and pages of our own.
+
+        Raises:
+            ForeignSiteError: the host or the page is not one of ours, nor allowed.
+        """
+        host = self._check_host(_values(headers, b"host")).lower()
+        origins = _values(headers, b"origin")
+        foreign = [
+            one for one in origins if one.lower() not in (f"http://{host}", f"https://{host}")
+        ]
+        for origin in foreign:
+            if origin.lower() not in (one.lower() for one in self.allowed_origins):
                 raise ForeignSiteError(
                     f"A web page of {origin[:200]!r} may not use this endpoint.",
-                    hint="Only pages that it serves itself may; programs send no Origin header.",
+                    hint="Octavo's server page and `octavo serve --allow-origin` allow pages;"
+                    " programs send no Origin header.",
                 )
+        if len(origins) > 1:
+            raise ForeignSiteError("The request names several web pages as its origin.")
+        return foreign[0] if foreign else ""
+
+    def check_key(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Raises WrongKeyError."""
         if self.key:
             self._check_key(_values(headers, b"authorization"))
 
@@ -97,8 +119,20 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "the server speaks nothing else"
+        headers = scope["headers"]
         try:
-            self._rules.check(scope["headers"])
+            origin = self._rules.check_site(headers)
+        except OctavoError as error:
+            await _refuse(error, send)
+            return
+        if origin:
+            if _is_preflight(scope):
+                # Browsers send no key with it; what it tells is what a page of this site may do.
+                await _allow_preflight(origin, headers, send)
+                return
+            send = _readable_by(origin, send)
+        try:
+            self._rules.check_key(headers)
         except OctavoError as error:
             await _refuse(error, send)
             return
@@ -123,6 +157,49 @@ def _bounded(receive: Receive) -> Receive:
         return message
 
     return receive_some
+
+
+def _is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks on behalf of a page what that page may ask."""
+    return scope["method"] == "OPTIONS" and bool(
+        _values(scope["headers"], b"access-control-request-method")
+    )
+
+
+async def _allow_preflight(origin: str, asked: Sequence[tuple[bytes, bytes]], send: Send) -> None:
+    headers = [
+        *_cors_headers(origin),
+        (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+        (b"access-control-max-age", PREFLIGHT_SECONDS),
+    ]
+    # The names it asks for, sent back: clients of the API add headers of their own.
+    headers += [
+        (b"access-control-allow-headers", names.encode())
+        for names in _values(asked, b"access-control-request-headers")
+        if HEADER_NAMES.fullmatch(names)
+    ]
+    if _values(asked, b"access-control-request-private-network"):
+        headers.append((b"access-control-allow-private-network", b"true"))
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _readable_by(origin: str, send: Send) -> Send:
+    """Lets a page of that site read the answer, whatever it is."""
+
+    async def send_on(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *_cors_headers(origin)]
+        await send(message)
+
+    return send_on
+
+
+def _cors_headers(origin: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"access-control-allow-origin", origin.encode("utf-8", "surrogateescape")),
+        (b"vary", b"Origin"),
+    ]
 
 
 async def _refuse(error: OctavoError, send: Send) -> None:

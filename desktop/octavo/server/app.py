@@ -1,6 +1,7 @@
 """The routes. Imported when the server starts: FastAPI takes half a second."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,18 @@ from octavo.server.json_response import JSONResponse
 from octavo.server.metrics import CONTENT_TYPE, metrics_text
 from octavo.server.openai_requests import ChatCompletionBody, CompletionBody
 from octavo.server.openai_responses import ChatShape, TextShape
+from octavo.server.openai_schema import (
+    ERRORS,
+    ChatCompletion,
+    ChatCompletionChunk,
+    HealthShape,
+    ModelEntry,
+    ModelList,
+    TextCompletion,
+    TextCompletionChunk,
+    answers,
+    describe,
+)
 
 STARTER = "starter"
 
@@ -34,11 +47,13 @@ def make_app(host: ModelHost, library: ModelLibrary, board: RequestBoard) -> Fas
         docs_url=None,  # its page loads scripts from the internet
         redoc_url=None,
         strict_content_type=False,  # the Door checks origins; `curl -d` is to work as it stands
+        responses=ERRORS,
     )
+    app.openapi = functools.cache(functools.partial(describe, app))  # type: ignore[method-assign]
     created = int(time.time())
     _add_error_handlers(app)
 
-    @app.get("/health")
+    @app.get("/health", responses={200: {"model": HealthShape}, 503: {"model": HealthShape}})
     async def health() -> JSONResponse:
         """200 while a model answers, else 503; says which model and what it is doing."""
         state = host.state
@@ -52,18 +67,24 @@ def make_app(host: ModelHost, library: ModelLibrary, board: RequestBoard) -> Fas
         text = metrics_text(host.stats, board.totals(), len(board.live()))
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
-    @app.get("/v1/models")
+    # Documented and not checked at each answer: hence `responses`, not a response model.
+    @app.get("/v1/models", response_model=None, responses={200: {"model": ModelList}})
     async def list_models() -> dict[str, Any]:
-        """The loaded model; the list is empty while none is."""
+        """The loaded model, the only one that answers; the list is empty while none is."""
         loaded = _loaded_model(host)
         models = [] if loaded is None else [_model_json(loaded, host, created)]
         return {"object": "list", "data": models}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", response_model=None, responses={200: {"model": ModelEntry}})
     async def show_model(name: str) -> dict[str, Any]:
+        """The loaded model; any other is not found, also one of the library."""
         return _model_json(await _require_model(name, host, library), host, created)
 
-    @app.post("/v1/chat/completions", response_class=Response)
+    @app.post(
+        "/v1/chat/completions",
+        response_class=Response,
+        responses=answers(ChatCompletion, ChatCompletionChunk),
+    )
     async def chat_completions(body: ChatCompletionBody) -> Response:
         """Answers messages with the loaded model's own chat template."""
         params = body.sampling_params()
@@ -88,17 +109,24 @@ def make_app(host: ModelHost, library: ModelLibrary, board: RequestBoard) -> Fas
             board,
         )
 
-    @app.post("/v1/completions", response_class=Response)
+    @app.post(
+        "/v1/completions",
+        response_class=Response,
+        responses=answers(TextCompletion, TextCompletionChunk),
+    )
     async def completions(body: CompletionBody) -> Response:
         """Continues text or token ids as they stand."""
         params = body.sampling_params()
         prompts = body.prompts()
         model = await _require_model(body.model, host, library)
         tokenizer = host.tokenizer
+        shape = TextShape(tokenizer)
 
         def encode() -> list[list[int]]:
             token_ids = [_encode_prompt(tokenizer, prompt) for prompt in prompts]
             _check_unchanged(model, host)
+            if body.echo:
+                shape.echo(prompts, token_ids, num_choices=params.n)
             return token_ids
 
         return Answer(
@@ -106,7 +134,7 @@ def make_app(host: ModelHost, library: ModelLibrary, board: RequestBoard) -> Fas
                 model=model.name,
                 encode=encode,
                 sampling_params=params,
-                shape=TextShape(tokenizer),
+                shape=shape,
                 is_streamed=bool(body.stream),
                 includes_usage=body.includes_usage,
             ),

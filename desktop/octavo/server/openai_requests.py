@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from octavo.errors import InvalidRequestError
 
 IGNORED_FIELDS = frozenset(
@@ -27,7 +27,6 @@ IGNORED_FIELDS = frozenset(
 NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
@@ -52,7 +51,16 @@ _SAMPLING_FIELDS = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_range",
+    "dry_sequence_breakers",
+    "xtc_probability",
+    "xtc_threshold",
     "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
     "seed",
     "stop",
     "stop_token_ids",
@@ -91,6 +99,15 @@ class GenerationBody(BaseModel):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_range: int | None = None
+    dry_sequence_breakers: list[str] | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
@@ -100,12 +117,17 @@ class GenerationBody(BaseModel):
     def includes_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def _sampling_params(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    def _sampling_params(
+        self, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
+    ) -> SamplingParams:
         self._check_other_fields()
         values: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
-        return SamplingParams.from_mapping(
-            values | {"max_tokens": max_tokens, "logprobs": logprobs}
-        )
+        values |= {
+            "max_tokens": max_tokens,
+            "logprobs": logprobs,
+            "prompt_logprobs": prompt_logprobs,
+        }
+        return SamplingParams.from_mapping(values)
 
     def _check_other_fields(self) -> None:
         """A field without effect would be a promise broken in silence."""
@@ -184,6 +206,11 @@ class ChatCompletionBody(GenerationBody):
             raise InvalidRequestError(
                 "top_logprobs needs logprobs to be true.", field="top_logprobs"
             )
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+            raise InvalidRequestError(
+                f"top_logprobs is {self.top_logprobs}; it must be 0 to {MAX_LOGPROBS}.",
+                field="top_logprobs",
+            )
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         return self._sampling_params(max(limits, default=None, key=lambda one: one or 0), logprobs)
 
@@ -198,11 +225,21 @@ class CompletionBody(GenerationBody):
     prompt: str | list[int] | list[str] | list[list[int]]
     """Text, in which control tokens count, or token ids; a list of either is answered at once."""
     logprobs: int | None = None
+    echo: bool | None = None
+    """Puts the prompt before the text, and its logprobs before the text's."""
 
     def sampling_params(self) -> SamplingParams:
         """Raises InvalidRequestError."""
         max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        return self._sampling_params(max_tokens, self.logprobs)
+        if self.echo and self.logprobs is not None and (self.n or 1) > 1:
+            raise InvalidRequestError(
+                f"n is {self.n}; an echoed prompt with logprobs is answered once only.",
+                hint="Leave out n, echo or logprobs.",
+                field="n",
+            )
+        return self._sampling_params(
+            max_tokens, self.logprobs, self.logprobs if self.echo else None
+        )
 
     def prompts(self) -> list[str | list[int]]:
         """One entry per prompt. Raises InvalidRequestError."""

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +16,14 @@ class Completion:
 
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
 
     def add(self, delta: GenerationDelta) -> None:
         self.text += delta.text
         self.logprobs += delta.logprobs or ()
+        self.prompt_logprobs = delta.prompt_logprobs or self.prompt_logprobs
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason
             self.stop_reason = delta.stop_reason
@@ -130,12 +133,30 @@ class TextShape(AnswerShape):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
         self._offsets: defaultdict[int, int] = defaultdict(int)
+        self._echoed: list[_EchoedPrompt] = []
+        self._begun: set[int] = set()
+
+    def echo(
+        self,
+        prompts: Sequence[str | list[int]],
+        token_ids: Sequence[list[int]],
+        *,
+        num_choices: int,
+    ) -> None:
+        """Puts each prompt before the text of its choices; called before the first of them."""
+        pairs = zip(prompts, token_ids, strict=True)
+        self._echoed = [
+            _EchoedPrompt(prompt, ids) for prompt, ids in pairs for _ in range(num_choices)
+        ]
 
     def chunk(self, index: int, delta: GenerationDelta) -> dict[str, Any]:
+        logprobs = None
+        if delta.logprobs is not None:
+            logprobs = self._logprobs(index, delta.prompt_logprobs or (), delta.logprobs)
         choice = {
             "index": index,
-            "text": delta.text,
-            "logprobs": None if delta.logprobs is None else self._logprobs(index, delta.logprobs),
+            "text": self._opening_text(index) + delta.text,
+            "logprobs": logprobs,
             "finish_reason": delta.finish_reason,
         }
         if delta.finish_reason is not None:
@@ -143,32 +164,83 @@ class TextShape(AnswerShape):
         return choice
 
     def whole(self, index: int, completion: Completion) -> dict[str, Any]:
-        entries = completion.logprobs
+        logprobs = None
+        if completion.logprobs:
+            logprobs = self._logprobs(index, completion.prompt_logprobs, completion.logprobs)
         return {
             "index": index,
-            "text": completion.text,
-            "logprobs": self._logprobs(index, entries) if entries else None,
+            "text": self._opening_text(index) + completion.text,
+            "logprobs": logprobs,
             "finish_reason": completion.finish_reason,
             "stop_reason": completion.stop_reason,
         }
 
+    def _opening_text(self, index: int) -> str:
+        """The echoed prompt, before the first piece of a choice only."""
+        if not self._echoed or index in self._begun:
+            return ""
+        self._begun.add(index)
+        return self._echoed[index].text(self._tokenizer)
+
     def _logprobs(
-        self, index: int, entries: list[TokenLogprob] | tuple[TokenLogprob, ...]
+        self,
+        index: int,
+        prompt: Sequence[TokenLogprob | None],
+        entries: Sequence[TokenLogprob],
     ) -> dict[str, Any]:
-        tokens = [self._tokenizer.token_text(entry.token_id) for entry in entries]
+        """One entry a token; the first of an echoed prompt has no logprob, only its place."""
+        places: list[tuple[int, TokenLogprob | None]] = [
+            (entry.token_id, entry) for entry in (*prompt[1:], *entries) if entry is not None
+        ]
         offsets = []
-        for token in tokens:
+        if prompt and self._echoed:
+            places.insert(0, (self._echoed[index].token_ids[0], None))
+        for number, (token_id, entry) in enumerate(places):
             offsets.append(self._offsets[index])
-            self._offsets[index] += len(token)
+            if number == 0 and entry is None and self._echoed[index].hides_bos(self._tokenizer):
+                continue
+            self._offsets[index] += len(self._tokenizer.token_text(token_id))
         return {
-            "tokens": tokens,
-            "token_logprobs": [_finite(entry.logprob) for entry in entries],
+            "tokens": [self._legible(token_id) for token_id, _ in places],
+            "token_logprobs": [entry and _finite(entry.logprob) for _, entry in places],
             "top_logprobs": [
-                {self._tokenizer.token_text(one): _finite(logprob) for one, logprob in entry.top}
-                for entry in entries
+                entry and {self._legible(one): _finite(logprob) for one, logprob in entry.top}
+                for _, entry in places
             ],
             "text_offset": offsets,
         }
+
+    def _legible(self, token_id: int) -> str:
+        """A token's text; of one that is no whole characters its bytes, as OpenAI writes them.
+
+        Otherwise different pieces of characters would all be the same key of `top_logprobs`.
+        """
+        token_bytes = self._tokenizer.token_bytes(token_id)
+        try:
+            return token_bytes.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _EchoedPrompt:
+    """A prompt as the client gave it, and its tokens."""
+
+    prompt: str | list[int]
+    token_ids: list[int]
+
+    def text(self, tokenizer: Tokenizer) -> str:
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return tokenizer.decode(self.prompt, skip_special_tokens=False)
+
+    def hides_bos(self, tokenizer: Tokenizer) -> bool:
+        """Whether the first token is one that Octavo put before the client's text."""
+        return (
+            isinstance(self.prompt, str)
+            and self.token_ids[0] == tokenizer.bos_token_id
+            and not self.prompt.startswith(tokenizer.bos_token)
+        )
 
 
 def _finite(logprob: float) -> float:

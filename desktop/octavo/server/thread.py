@@ -4,14 +4,16 @@ import asyncio
 import logging
 import socket
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from octavo.errors import InvalidInputError, ServerError
+from octavo.errors import InvalidInputError, OctavoError, ServerError
 from octavo.host import ModelHost
 from octavo.hub.library import ModelLibrary
 from octavo.server.address import ServerAddress, bind
 from octavo.server.board import RequestBoard
+from octavo.settings import ORIGIN_PATTERN
 
 if TYPE_CHECKING:
     import uvicorn
@@ -41,6 +43,8 @@ class ServerThread:
         self._thread: threading.Thread | None = None
         self._server: uvicorn.Server | None = None
         self._address: ServerAddress | None = None
+        self.start_error: OctavoError | None = None
+        """Why the latest start failed; None if it did not."""
 
     @property
     def address(self) -> ServerAddress | None:
@@ -49,7 +53,11 @@ class ServerThread:
         return self._address if thread is not None and thread.is_alive() else None
 
     def start(
-        self, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT, key: str = ""
+        self,
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
+        key: str = "",
+        allowed_origins: Sequence[str] = (),
     ) -> ServerAddress:
         """Returns when it takes requests; the port may be a later one, and `note` says why.
 
@@ -57,23 +65,41 @@ class ServerThread:
             host: a name or address of this machine; all but this machine's own need a key.
             port: 0 takes any free one.
             key: what clients must send on every route; empty: nothing.
+            allowed_origins: web pages that may ask from a browser, as `https://app.example.org`.
 
         Raises:
-            InvalidInputError: the port or key is of no use, or other machines could come in.
+            InvalidInputError: port, key or origin is of no use, or other machines could come in.
             ServerError: it is on already, or cannot listen there.
         """
         with self._lock:
-            if key != "".join(key.split()) or not key.isprintable():
-                raise InvalidInputError("An API key must not hold spaces or control characters.")
-            if self.address is not None:
-                raise ServerError("The endpoint is switched on already.", hint="Stop it first.")
-            listener, address = bind(host, port, has_key=bool(key))
             try:
-                self._start(listener, address, host, key)
-            except BaseException:
-                listener.close()
+                address = self._open(host, port, key, allowed_origins)
+            except OctavoError as error:
+                self.start_error = error
                 raise
+            self.start_error = None
             return address
+
+    def _open(
+        self, host: str, port: int, key: str, allowed_origins: Sequence[str]
+    ) -> ServerAddress:
+        if key != "".join(key.split()) or not key.isprintable():
+            raise InvalidInputError("An API key must not hold spaces or control characters.")
+        for origin in allowed_origins:
+            if not ORIGIN_PATTERN.fullmatch(origin):
+                raise InvalidInputError(
+                    f"{origin!r} names no web pages.",
+                    hint="Give scheme and host as browsers do, such as https://app.example.org.",
+                )
+        if self.address is not None:
+            raise ServerError("The endpoint is switched on already.", hint="Stop it first.")
+        listener, address = bind(host, port, has_key=bool(key))
+        try:
+            self._start(listener, address, host, key, allowed_origins)
+        except BaseException:
+            listener.close()
+            raise
+        return address
 
     def stop(self) -> bool:
         """Ends running requests with an error and frees the port; False if it did not in time."""
@@ -91,15 +117,23 @@ class ServerThread:
             self._thread = self._server = None
             return True
 
-    def _start(self, listener: socket.socket, address: ServerAddress, host: str, key: str) -> None:
+    def _start(
+        self,
+        listener: socket.socket,
+        address: ServerAddress,
+        host: str,
+        key: str,
+        allowed_origins: Sequence[str],
+    ) -> None:
         import uvicorn
 
         from octavo.server.access import AccessRules, Door, own_host_names
         from octavo.server.app import make_app
 
         names = (host,) if address.is_local else (host, *own_host_names())
+        rules = AccessRules(key, names, tuple(allowed_origins))
         config = uvicorn.Config(
-            Door(make_app(self._host, self._library, self.board), AccessRules(key, names)),
+            Door(make_app(self._host, self._library, self.board), rules),
             http="h11",
             ws="none",
             lifespan="off",

@@ -20,13 +20,19 @@ from octavo.hub.library import LibraryModel
 from octavo.paths import AppPaths
 from octavo.settings import Settings
 from octavo.ui.application import make_application
+from octavo.ui.crash_file import CrashFile
+from octavo.ui.crash_hooks import CrashHooks
+from octavo.ui.crash_watch import CrashWatch
 from octavo.ui.event_loop import OctavoLoop
-from octavo.ui.main_window import SETTINGS, MainWindow
+from octavo.ui.main_window import MainWindow
 from octavo.ui.models.starter_pull import StarterPull
-from octavo.ui.settings.settings_page import SettingsPage
+from octavo.ui.pages import SETTINGS
+from octavo.ui.server.restore import restore_server
+from octavo.ui.single_instance import SingleInstance
 from octavo.ui.tasks import UiTasks, spawn
 from octavo.ui.theme import ThemeController, ThemeMode
 from octavo.ui.tokens import SPACE_PAGE
+from octavo.ui.tray import make_tray
 from octavo.ui.widgets.cards import ErrorCard
 
 logger = logging.getLogger(__name__)
@@ -36,48 +42,82 @@ CLOSE_TIMEOUT_S = 5.0
 MakeCore = Callable[[AppPaths], Core]
 
 
-def run_desktop(paths: AppPaths, make_core: MakeCore = Core) -> int:
-    """Opens the window and returns the process's exit status when it has been closed."""
+def run_desktop(paths: AppPaths, make_core: MakeCore = Core, *, opened: str = "") -> int:
+    """Opens the window and returns the process's exit status when it has been closed.
+
+    Args:
+        opened: a model file or an address of a hub to show; a window that is open already gets it.
+    """
     started_at = time.perf_counter()
     app = make_application()
     with asyncio.Runner(loop_factory=lambda: OctavoLoop(app)) as runner:
-        return runner.run(_run(app, paths, make_core, started_at))
+        return runner.run(_start(app, paths, make_core, opened, started_at))
 
 
-async def _run(app: QApplication, paths: AppPaths, make_core: MakeCore, started_at: float) -> int:
+async def _start(
+    app: QApplication, paths: AppPaths, make_core: MakeCore, opened: str, started_at: float
+) -> int:
     stop = asyncio.Event()
-    with _signals_set(stop):
+    hooks = CrashHooks(app)
+    with contextlib.ExitStack() as held:
+        held.enter_context(_signals_set(stop))
         try:
+            instance = held.enter_context(contextlib.closing(SingleInstance(paths.run_dir, app)))
+            # Blocks, before there is a window to be held up by it.
+            if not instance.claim(opened):
+                logger.info("The window that is open already was asked to show itself")
+                return 0
+            held.enter_context(hooks.installed(asyncio.get_running_loop()))
+            crashes = held.enter_context(CrashFile(paths.log_file.parent).lying_ready())
             core = make_core(paths)
-            themes = ThemeController(app, *_appearance(core.settings.value))
             # Opens the database: what is wrong with it is said before a window needs it.
             _ = core.chats
         except OctavoError as error:
             logger.critical("Octavo cannot start: %s", error, exc_info=error.__cause__)
             return await _show_failed_start(error, stop)
-        core.settings.changed.connect(lambda settings: _apply_appearance(themes, settings))
-        core.host.state_changed.connect(lambda state: _remember_model(core, state))
-        window = MainWindow(core)
-        window.closing.connect(stop.set)
-        StarterPull.of(core).finished.connect(window.focus_composer)
+        window = _make_window(app, core, stop)
+        watch = CrashWatch(window, hooks)
         painted = FirstPaint(window)
         window.show()
         await painted.wait()
         logger.info("First paint after %.2f s", time.perf_counter() - started_at)
+        watch.show_last(crashes)
+        instance.asked.connect(window.show_asked)
+        if opened:
+            window.show_asked(opened)
+        make_tray(core, window.bring_to_front, stop.set, window)
         if core.settings_error is not None:
-            page = window.page(SETTINGS)
-            assert isinstance(page, SettingsPage)
-            page.show_error(core.settings_error)
+            _show_settings_error(window, core.settings_error)
+        core.downloads.start()
         spawn(load_last_model(core, window.chat_page.picker.choose))
+        spawn(restore_server(core))
         await stop.wait()
         await _close(core, window)
     return 0
 
 
+def _make_window(app: QApplication, core: Core, stop: asyncio.Event) -> MainWindow:
+    themes = ThemeController(app, *_appearance(core.settings.value))
+    core.settings.changed.connect(lambda settings: _apply_appearance(themes, settings))
+    core.host.state_changed.connect(lambda state: _remember_model(core, state))
+    window = MainWindow(core)
+    window.closing.connect(stop.set)
+    StarterPull.of(core).finished.connect(window.focus_composer)
+    return window
+
+
+def _show_settings_error(window: MainWindow, error: OctavoError) -> None:
+    from octavo.ui.settings.settings_page import SettingsPage
+
+    page = window.page(SETTINGS)
+    assert isinstance(page, SettingsPage)
+    page.show_error(error)
+
+
 async def _close(core: Core, window: MainWindow) -> None:
     """Ends streams, engine and database in this order; a stuck engine does not keep the process."""
     with contextlib.suppress(OSError):
-        window.save_geometry()
+        window.save_state()
     window.hide()
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):

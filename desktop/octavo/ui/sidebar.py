@@ -25,7 +25,8 @@ class SidebarEntry:
     key: str
     title: str
     icon_name: str
-    shortcut: str
+    shortcuts: tuple[str, ...]
+    """Any of them leads there; the tool tip names the first."""
 
 
 class Sidebar(QWidget):
@@ -105,7 +106,7 @@ class Sidebar(QWidget):
         for entry in self._entries.values():
             button = Button(entry.title, variant="nav", icon_name=entry.icon_name)
             button.setCheckable(True)
-            button.setToolTip(f"{entry.title} ({entry.shortcut})")
+            button.setToolTip(f"{entry.title} ({entry.shortcuts[0]})")
             button.setAccessibleName(entry.title)
             button.clicked.connect(lambda _=False, key=entry.key: self.page_chosen.emit(key))
             group.addButton(button)

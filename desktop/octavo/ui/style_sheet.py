@@ -177,6 +177,22 @@ QScrollBar::handle:horizontal { min-width: 32px; }
 QScrollBar::handle:hover, QScrollBar::handle:pressed { background: $ink_faint; }
 QScrollBar::add-line, QScrollBar::sub-line { width: 0px; height: 0px; border: none; }
 QScrollBar::add-page, QScrollBar::sub-page { background: transparent; }
+QAbstractScrollArea::corner { background: transparent; border: none; }
+
+QRadioButton {
+    color: $ink; font-weight: 500; spacing: 8px; padding: 2px 4px;
+    border: 2px solid transparent; border-radius: 4px;
+}
+QRadioButton:focus { border-color: $accent; }
+QRadioButton:disabled { color: $ink_faint; }
+QRadioButton::indicator {
+    width: 14px; height: 14px; border: 1px solid $ink_faint; border-radius: 8px;
+    background: $sheet;
+}
+QRadioButton::indicator:hover { border-color: $accent; }
+QRadioButton::indicator:checked {
+    width: 6px; height: 6px; border: 5px solid $accent; border-radius: 8px; background: $sheet;
+}
 
 QSlider { min-height: ${control}px; }
 QSlider::groove:horizontal { height: 4px; background: $rule; border-radius: 2px; }

@@ -23,6 +23,8 @@ class UiTasks(QObject):
 
     failed = Signal(object)
     """An OctavoError of a task that was given no `on_error`."""
+    broken = Signal(object)
+    """A mistake of ours: the exception of a task that is no OctavoError, wherever it was shown."""
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
@@ -40,8 +42,7 @@ class UiTasks(QObject):
     ) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        show = on_error or self.failed.emit
-        task.add_done_callback(lambda done: self._finish(done, show))
+        task.add_done_callback(lambda done: self._finish(done, on_error))
         return task
 
     async def cancel_all(self) -> None:
@@ -52,7 +53,7 @@ class UiTasks(QObject):
             await asyncio.wait(tasks)
             self._tasks -= tasks
 
-    def _finish(self, task: asyncio.Task[None], show: ShowError) -> None:
+    def _finish(self, task: asyncio.Task[None], on_error: ShowError | None) -> None:
         """The window's one catch-all."""
         self._tasks.discard(task)
         if task.cancelled():
@@ -64,10 +65,14 @@ class UiTasks(QObject):
                 logger.info("A job was cancelled")
             case OctavoError() as error:
                 logger.warning("%s: %s", type(error).__name__, error, exc_info=error.__cause__)
+                show = on_error or self.failed.emit
                 show(error)
             case error:
                 logger.error("A task of the window failed", exc_info=error)
-                show(unexpected_error(error))
+                if on_error is not None:
+                    # The place that waits for the task hears of it as of any other error.
+                    on_error(unexpected_error(error))
+                self.broken.emit(error)
 
 
 def spawn(
@@ -75,7 +80,8 @@ def spawn(
 ) -> asyncio.Task[None]:
     """Runs a coroutine in the background of the window.
 
-    Its errors are logged and given to `on_error`, or shown as a toast where that is None.
+    Its errors are logged and given to `on_error`, or shown as a toast where that is None. What is
+    no OctavoError is a mistake of ours and is announced by `UiTasks.broken` as well.
     """
     return UiTasks.current().start(coroutine, on_error)
 

@@ -1,14 +1,18 @@
-"""Maps torch's big libraries into memory without stopping the window; torch itself is not imported.
+"""Keeps the window moving while torch is loaded on another thread; torch is not imported here.
 
 `import torch` holds the interpreter while the system loads half a gigabyte of libraries, and the
-window freezes for as long. `dlopen` called through ctypes lets the other threads run meanwhile.
+window freezes for as long. `dlopen` called through ctypes lets the other threads run meanwhile. The
+rest of the import is Python code, which gives way in small steps and collects no garbage.
 """
 
+import contextlib
 import ctypes
+import gc
 import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -22,6 +26,30 @@ LIBRARIES = (
     "libtorch.so",
 )
 """In the order they need each other; libtorch_python is not here, for it needs the interpreter."""
+
+SWITCH_INTERVAL_S = 0.0005
+"""How soon a thread that computes gives way; at Python's 5 ms each of the window's many calls into
+Qt would wait as long."""
+
+
+@contextlib.contextmanager
+def giving_way() -> Iterator[None]:
+    """For the first load: the threads take short turns, and nobody stops them to collect garbage.
+
+    What the import leaves is then kept out of later collections, which would each look through it.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        sys.setswitchinterval(interval_s)
 
 
 def preload_torch_libraries() -> int:

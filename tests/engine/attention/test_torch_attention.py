@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo.engine.attention import choose_attention_backend, torch_attention
-from octavo.engine.attention.base import AttentionMetadata, AttentionRule
+from octavo.engine.attention.base import AttentionMetadata, AttentionRule, LayerCache
 
 Work = list[tuple[int, int]]
 """(context before the step, tokens in the step) per sequence, single tokens first."""
@@ -101,8 +101,7 @@ def check(
         query,
         torch.cat([keys[-new:] for (keys, _), new in zip(contexts, lengths, strict=True)]),
         torch.cat([values[-new:] for (_, values), new in zip(contexts, lengths, strict=True)]),
-        key_cache,
-        value_cache,
+        LayerCache(key_cache, value_cache),
         rule,
         sinks,
     )

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from octavo.checkpoint.gguf import read_gguf_header
-from octavo.engine.model_config import ModelConfig, RopeConfig, model_config_from_gguf
+from octavo.engine.model_config import ModelConfig, RopeConfig
+from octavo.engine.model_config_gguf import model_config_from_gguf
 from octavo.engine.models.decoder import build_model
 from octavo.engine.weights.load import load_weights
 from octavo.errors import InsufficientMemoryError

@@ -13,6 +13,7 @@ from octavo.engine.families import FAMILIES
 from octavo.engine.models.decoder import build_model
 from octavo.engine.weights.load import load_weights
 from octavo.jobs import JobControl
+from tests.support.family_gguf import write_family_gguf
 from tests.support.tiny_decoders import PagedForward, make_sequence, tiny_plan, transformers_logits
 
 VOCAB_SIZE = 160
@@ -136,14 +137,12 @@ def test_every_family_is_tested() -> None:
     assert {model_type for model_type, _ in VARIANTS} == {item.model_type for item in FAMILIES}
 
 
-@pytest.mark.parametrize(
-    ("model_type", "options"),
-    VARIANTS,
-    ids=[f"{model_type}-{'-'.join(options) or 'plain'}" for model_type, options in VARIANTS],
-)
-def test_logits(tmp_path: Path, model_type: str, options: dict[str, Any]) -> None:
-    twin = write_folder(tmp_path, model_type, **options)
-    header = read_checkpoint(tmp_path)
+def ids(variants: tuple[tuple[str, dict[str, Any]], ...]) -> list[str]:
+    return [f"{model_type}-{'-'.join(options) or 'plain'}" for model_type, options in variants]
+
+
+def assert_same_logits(path: Path, twin: PreTrainedModel) -> None:
+    header = read_checkpoint(path)
     config = read_model_config(header)
     plan = tiny_plan(max_model_len=128)
     model = build_model(config, plan)
@@ -156,3 +155,25 @@ def test_logits(tmp_path: Path, model_type: str, options: dict[str, Any]) -> Non
         actual = forward.step([(sequence, start, end - start)])[0]
         error = (actual - expected[start:end]).abs().max() / expected.abs().max()
         assert error <= 1e-4, f"tokens {start} to {end}"
+
+
+@pytest.mark.parametrize(("model_type", "options"), VARIANTS, ids=ids(VARIANTS))
+def test_folders(tmp_path: Path, model_type: str, options: dict[str, Any]) -> None:
+    twin = write_folder(tmp_path, model_type, **options)
+    assert_same_logits(tmp_path, twin)
+
+
+# GGUF has no keys for these.
+NOT_IN_GGUF = ("rope_parameters-mlp_bias", "max_window_layers", "mlp_only", "decoder_sparse")
+GGUF_VARIANTS = tuple(
+    (model_type, options)
+    for (model_type, options), name in zip(VARIANTS, ids(VARIANTS), strict=True)
+    if not any(words in name for words in NOT_IN_GGUF)
+)
+
+
+@pytest.mark.parametrize(("model_type", "options"), GGUF_VARIANTS, ids=ids(GGUF_VARIANTS))
+def test_gguf(tmp_path: Path, model_type: str, options: dict[str, Any]) -> None:
+    twin = write_folder(tmp_path, model_type, **options)
+    write_family_gguf(tmp_path / "tiny.gguf", twin)
+    assert_same_logits(tmp_path / "tiny.gguf", twin)

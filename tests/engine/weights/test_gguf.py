@@ -9,9 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from octavo.checkpoint.gguf import GGMLType, GGUFHeader, read_gguf_header
-from octavo.engine.model_config import ModelConfig, model_config_from_gguf
+from octavo.checkpoint.gguf_names import FREQ_FACTORS
+from octavo.engine.model_config import ModelConfig
+from octavo.engine.model_config_gguf import model_config_from_gguf
 from octavo.engine.weights import gguf as weights_gguf
-from octavo.engine.weights.gguf import FREQ_FACTORS, iter_gguf_weights
+from octavo.engine.weights.gguf import iter_gguf_weights
 from octavo.errors import CheckpointError, OctavoError, StorageError, UnsupportedModelError
 from tests.support.gguf_files import Array, RopeScaling, TinyLlama, permute, write_gguf
 

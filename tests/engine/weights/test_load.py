@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from octavo.checkpoint.gguf import GGMLType, read_gguf_header
-from octavo.engine.model_config import model_config_from_gguf
+from octavo.engine.model_config_gguf import model_config_from_gguf
 from octavo.engine.weights.load import load_weights
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.jobs import JobCancelled, JobControl, Progress

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import AsyncIterator
 
 import pytest
+from PySide6.QtCore import QEvent, QObject
 from PySide6.QtWidgets import QMainWindow
 
 from octavo.engine.request import EngineStats
@@ -16,6 +17,7 @@ from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
 from tests.ui.conftest import until
 from tests.ui.fakes import GIB, FakeCore, make_gpu, make_reading
+from tests.ui.monitor.measure_cost import measure_cost
 
 OLD_CARD = InventoryCard(
     manufacturer="NVIDIA",
@@ -30,6 +32,9 @@ OLD_CARD = InventoryCard(
         Verdict("vLLM", None, "It cannot be said from here."),
     ),
 )
+
+MAX_PAGE_PERCENT = 2.0
+"""Of a core, on a machine that does other things meanwhile."""
 
 
 @pytest.fixture
@@ -89,10 +94,24 @@ async def test_every_gpu_has_its_figures(page: MonitorPage, core: FakeCore) -> N
     assert (group.vram.figure, group.vram.detail) == ("9.0 GiB", "of 24.0 GiB")
     assert (group.load.figure, group.temperature.figure) == ("87 %", "61 °C")
     assert (group.power.figure, group.power.detail) == ("312 W", "limit 450 W")
-    assert group.more.text() == (
-        "Clocks: cores 2,520 MHz, memory 10,501 MHz"
-        " · In use by octavo (7) 6.0 GiB, another process (9)"
-    )
+    assert group.load.detail == "cores 2,520 MHz, memory 10,501 MHz"
+    assert group.more.text() == "In use by octavo (7) 6.0 GiB, another process (9)"
+    assert not page.gpu_groups["GPU-2"].more.isVisible(), "nobody is known to use it"
+
+
+async def test_many_cards_are_shown_in_turn(page: MonitorPage, core: FakeCore) -> None:
+    for number in range(3):
+        gpus = [
+            make_gpu(uuid=f"GPU-{index}", utilization_percent=float(10 * number + index))
+            for index in range(4)
+        ]
+        core.sampler.post(make_reading(number * 0.5, gpus=gpus))
+        if number == 0:
+            assert [one.load.figure for one in page.gpu_groups.values()] == [
+                f"{index} %" for index in range(4)
+            ]
+    shown = [one.load.figure for one in page.gpu_groups.values()]
+    assert sorted(shown) == ["10 %", "12 %", "21 %", "23 %"]
 
 
 async def test_a_lost_gpu_says_so_and_one_that_left_is_gone(
@@ -219,6 +238,52 @@ async def test_tiles_reflow(
     await asyncio.sleep(0.02)
     lefts = {tile.x() for tile in (page.cpu, page.memory, page.disk)}
     assert len(lefts) == num_columns
-    body = page._scroll.widget()
+    body = page.scroll_area.widget()
     assert body is not None
-    assert body.width() <= page._scroll.viewport().width()
+    assert body.width() <= page.scroll_area.viewport().width()
+
+
+class LayoutCounter(QObject):
+    """Counts how often a page is laid out."""
+
+    num_layouts = 0
+
+    def eventFilter(self, _watched: QObject, event: QEvent) -> bool:
+        self.num_layouts += event.type() is QEvent.Type.LayoutRequest
+        return False
+
+
+async def test_figures_that_change_have_nothing_laid_out_anew(
+    page: MonitorPage, core: FakeCore
+) -> None:
+    """A label that is set costs a layout of the whole page, twice a second."""
+    stats = EngineStats(num_blocks=100, block_size=16, num_steps=1)
+    core.host.stats = stats
+    for index in range(3):
+        core.sampler.post(make_reading(index * 0.5, gpus=[make_gpu()]))
+        await asyncio.sleep(0.05)
+    counter = LayoutCounter()
+    body = page.scroll_area.widget()
+    assert body is not None
+    body.installEventFilter(counter)
+    for index in range(3, 9):
+        core.host.stats = dataclasses.replace(
+            stats, num_steps=index, output_tokens=31 * index, num_used_blocks=index, num_running=2
+        )
+        gpu = make_gpu(utilization_percent=index, vram_used_bytes=index * GIB, clock_sm_mhz=index)
+        core.sampler.post(make_reading(index * 0.5, gpus=[gpu]))
+        await asyncio.sleep(0.02)
+    assert page.gpu_groups["GPU-1"].load.figure == "8 %"
+    assert page.blocks.figures[0] == "8 blocks"
+    assert counter.num_layouts == 0
+    page.gpu_problem.set_text("A label.")
+    await asyncio.sleep(0.02)
+    assert counter.num_layouts > 0, "the test would see one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_gpus", [0, 8])
+def test_the_page_costs_little(num_gpus: int) -> None:
+    """Limits with room for a busy machine; the measured figures stand in MEASUREMENTS.md."""
+    assert measure_cost("page", num_gpus, 20).total < MAX_PAGE_PERCENT
+    assert measure_cost("page", num_gpus, 5, "hidden").total < 0.3

@@ -62,6 +62,37 @@ async def test_the_switch_starts_and_stops(page: ServerPage, core: FakeCore) -> 
     assert page.endpoint.port.isEnabled()
 
 
+async def test_the_switch_is_remembered(page: ServerPage, core: FakeCore) -> None:
+    click(page)
+    await until(lambda: core.settings.value.server.is_on)
+    await until(page.endpoint.switch.isEnabled)
+    click(page)
+    await until(lambda: not core.settings.value.server.is_on)
+
+
+async def test_an_endpoint_that_failed_is_not_remembered_as_on(
+    page: ServerPage, core: FakeCore
+) -> None:
+    core.server_error = ServerError("Ports 8000 to 8020 are taken.")
+    click(page)
+    await until(page.error_card.isVisible)
+    assert not core.settings.value.server.is_on
+
+
+async def test_allowed_pages_are_checked_and_saved(page: ServerPage, core: FakeCore) -> None:
+    field = page.endpoint.origins
+    field.setText("https://app.example.org/, http://localhost:3000 https://app.example.org")
+    field.editingFinished.emit()
+    origins = ("https://app.example.org", "http://localhost:3000")
+    assert core.settings.value.server.allowed_origins == origins
+    assert field.text() == "https://app.example.org, http://localhost:3000"
+    field.setText("app.example.org")
+    field.editingFinished.emit()
+    assert page.error_card.error is not None
+    assert "'app.example.org'" in page.error_card.error.message
+    assert core.settings.value.server.allowed_origins == origins
+
+
 async def test_space_turns_the_switch(page: ServerPage, core: FakeCore) -> None:
     page.endpoint.switch.setFocus()
     QTest.keyClick(page.endpoint.switch, Qt.Key.Key_Space)
@@ -268,9 +299,9 @@ async def test_nothing_is_wider_than_the_window(
     page.refresh()
     page.window().resize(width, 900)
     await asyncio.sleep(0.02)
-    body = page._scroll.widget()
+    body = page.scroll_area.widget()
     assert body is not None
-    assert body.width() <= page._scroll.viewport().width()
+    assert body.width() <= page.scroll_area.viewport().width()
     facts = page.requests.rows["one"]._facts
     assert facts.isVisible() == (width == 480)
     assert facts.text().endswith("1,204 prompt, 96 output tokens · 41.2 tok/s")

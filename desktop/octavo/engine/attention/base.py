@@ -1,9 +1,35 @@
 """What attention is given and what it promises; backends stand in files beside this one."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's part of the KV cache."""
+
+    keys: torch.Tensor
+    """[num_blocks, block_size, num_kv_heads, head_dim], of the model's type or another."""
+    values: torch.Tensor
+    """As `keys`."""
+    key_scales: torch.Tensor | None = None
+    """[num_blocks, block_size, num_kv_heads], float16: what the keys are multiplied by; None:
+    nothing. Types that need them have them."""
+    value_scales: torch.Tensor | None = None
+    """As `key_scales`."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowTables:
+    """Where one step's tokens lie in a KV group of layers with a window."""
+
+    slot_mapping: torch.Tensor
+    """As in `AttentionMetadata`."""
+    block_tables: torch.Tensor
+    """As in `AttentionMetadata`; blocks that no query sees are 0, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +43,8 @@ class AttentionMetadata:
     slot_mapping: torch.Tensor
     """[num_tokens], int64: where each token's keys and values are written; never in block 0."""
     block_tables: torch.Tensor
-    """[num_seqs, max_blocks], int32; unused entries are 0."""
+    """[num_seqs, max_blocks], int32; unused entries are 0. Like `slot_mapping` of the first KV
+    group, and of every layer whose window has no entry in `window_tables`."""
     context_lens: torch.Tensor
     """[num_seqs], int32; includes this step's tokens."""
     cu_seqlens_q: torch.Tensor
@@ -29,6 +56,8 @@ class AttentionMetadata:
     """Tokens of each sequence in this step."""
     host_context_lens: tuple[int, ...]
     """`context_lens` on the host."""
+    window_tables: Mapping[int, WindowTables] = field(default_factory=dict)
+    """Of the other KV groups, by their window."""
 
     @property
     def max_seqlen_q(self) -> int:
@@ -59,8 +88,7 @@ class AttentionStep(Protocol):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        cache: LayerCache,
         rule: AttentionRule,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -70,8 +98,7 @@ class AttentionStep(Protocol):
             query: [num_tokens, num_heads, head_dim], already rotated.
             key: [num_tokens, num_kv_heads, head_dim], already rotated.
             value: as key.
-            key_cache: [num_blocks, block_size, num_kv_heads, head_dim], type of query.
-            value_cache: as key_cache.
+            cache: the layer's.
             rule: the layer's.
             sinks: [num_heads]; a score of no key that takes its share of the probabilities.
 

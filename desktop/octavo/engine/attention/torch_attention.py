@@ -9,7 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from octavo.engine.attention.base import AttentionMetadata, AttentionRule
+from octavo.engine.attention.base import (
+    AttentionMetadata,
+    AttentionRule,
+    LayerCache,
+    WindowTables,
+)
+from octavo.engine.attention.kv_types import store_heads
 from octavo.engine.memory import MAX_ATTENTION_SCORES, MAX_GATHERED_TOKENS
 
 
@@ -41,6 +47,7 @@ class _PrefillChunk:
 class _Layout:
     """Who attends to what in one step, for all layers with the same window."""
 
+    slot_mapping: torch.Tensor
     groups: list[_DecodeGroup]
     chunks: list[_PrefillChunk]
 
@@ -83,34 +90,29 @@ class TorchAttentionStep:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        cache: LayerCache,
         rule: AttentionRule,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        num_kv_heads, head_dim = key.shape[1:]
-        keys = key_cache.view(-1, num_kv_heads, head_dim)
-        values = value_cache.view(-1, num_kv_heads, head_dim)
-        keys.index_copy_(0, self._metadata.slot_mapping, key)
-        values.index_copy_(0, self._metadata.slot_mapping, value)
         layout = self._layout(rule.window)
+        keys = store_heads(cache.keys, cache.key_scales, layout.slot_mapping, key)
+        values = store_heads(cache.values, cache.value_scales, layout.slot_mapping, value)
         output = torch.empty_like(query)
         for group in layout.groups:
-            shape = (group.num_seqs, -1, num_kv_heads, head_dim)
+            shape = (group.num_seqs, -1, *key.shape[1:])
             output[group.rows] = self._weigh(
                 query[group.rows].unsqueeze(2),
-                keys.index_select(0, group.slots).view(shape).transpose(1, 2),
-                values.index_select(0, group.slots).view(shape).transpose(1, 2),
+                keys.read(group.slots).view(shape).transpose(1, 2),
+                values.read(group.slots).view(shape).transpose(1, 2),
                 group.mask,
                 rule,
                 sinks,
             ).squeeze(2)
         for chunk in layout.chunks:
             if chunk.slots is None:
-                chunk_keys, chunk_values = key[chunk.rows], value[chunk.rows]
+                chunk_keys, chunk_values = keys.read_new(chunk.rows), values.read_new(chunk.rows)
             else:
-                chunk_keys = keys.index_select(0, chunk.slots)
-                chunk_values = values.index_select(0, chunk.slots)
+                chunk_keys, chunk_values = keys.read(chunk.slots), values.read(chunk.slots)
             attended = self._weigh(
                 query[chunk.rows].transpose(0, 1).unsqueeze(0),
                 chunk_keys.transpose(0, 1).unsqueeze(0),
@@ -126,9 +128,14 @@ class TorchAttentionStep:
     def _layout(self, window: int | None) -> _Layout:
         layout = self._layouts.get(window)
         if layout is None:
+            metadata = self._metadata
+            tables = _tables(metadata, window)
             layout = self._layouts[window] = _Layout(
-                _decode_groups(self._metadata, self._dtype, window),
-                _prefill_chunks(self._metadata, self._dtype, self._num_heads, window),
+                tables.slot_mapping,
+                _decode_groups(metadata, tables.block_tables, self._dtype, window),
+                _prefill_chunks(
+                    metadata, tables.block_tables, self._dtype, self._num_heads, window
+                ),
             )
         return layout
 
@@ -191,8 +198,18 @@ def _weigh_by_hand(
     return (shared @ value).view(query.shape)
 
 
+def _tables(metadata: AttentionMetadata, window: int | None) -> AttentionMetadata | WindowTables:
+    """What knows the blocks of the layers with this window."""
+    if window is None:
+        return metadata
+    return metadata.window_tables.get(window, metadata)
+
+
 def _decode_groups(
-    metadata: AttentionMetadata, dtype: torch.dtype, window: int | None
+    metadata: AttentionMetadata,
+    block_tables: torch.Tensor,
+    dtype: torch.dtype,
+    window: int | None,
 ) -> list[_DecodeGroup]:
     """All decodes in one group, or, if that gathers too much, sequences of like length together."""
     lengths = [_visible(n, window) for n in metadata.host_context_lens[: metadata.num_decode]]
@@ -200,19 +217,21 @@ def _decode_groups(
         return []
     if len(lengths) * max(lengths) <= MAX_GATHERED_TOKENS or len(lengths) == 1:
         members: Sequence[int] = range(len(lengths))
-        return [_decode_group(metadata, dtype, members, slice(0, len(lengths)), window)]
+        rows = slice(0, len(lengths))
+        return [_decode_group(metadata, block_tables, dtype, members, rows, window)]
     groups = []
     remaining = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     while remaining:
         size = max(1, MAX_GATHERED_TOKENS // lengths[remaining[0]])
         members, remaining = remaining[:size], remaining[size:]
-        rows = torch.tensor(members, device=metadata.slot_mapping.device)
-        groups.append(_decode_group(metadata, dtype, members, rows, window))
+        indices = torch.tensor(members, device=metadata.slot_mapping.device)
+        groups.append(_decode_group(metadata, block_tables, dtype, members, indices, window))
     return groups
 
 
 def _decode_group(
     metadata: AttentionMetadata,
+    block_tables: torch.Tensor,
     dtype: torch.dtype,
     members: Sequence[int],
     rows: slice | torch.Tensor,
@@ -228,7 +247,7 @@ def _decode_group(
         is_padding = positions >= context_lens.clamp(max=window)
         # Each sequence's keys begin where its window does.
         positions = positions + (context_lens - window).clamp(min=0)
-    slots = _slots(metadata.block_tables[rows], metadata.block_size, positions)
+    slots = _slots(block_tables[rows], metadata.block_size, positions)
     mask = None
     if min(lengths) < most:
         slots = slots.masked_fill(is_padding, 0)
@@ -237,7 +256,11 @@ def _decode_group(
 
 
 def _prefill_chunks(
-    metadata: AttentionMetadata, dtype: torch.dtype, num_heads: int, window: int | None
+    metadata: AttentionMetadata,
+    block_tables: torch.Tensor,
+    dtype: torch.dtype,
+    num_heads: int,
+    window: int | None,
 ) -> list[_PrefillChunk]:
     chunks = []
     begin = metadata.num_decode
@@ -252,7 +275,7 @@ def _prefill_chunks(
                 mask = _causal_mask(num_queries, context_len, device, dtype, window)
             chunks.append(_PrefillChunk(slice(begin, begin + num_queries), None, mask))
         else:
-            table = metadata.block_tables[index : index + 1]
+            table = block_tables[index : index + 1]
             # A long context is met by few queries at a time, so that the scores stay bounded.
             step = max(1, MAX_ATTENTION_SCORES // (num_heads * context_len))
             for first in range(0, num_queries, step):

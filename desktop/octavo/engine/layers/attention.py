@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from octavo.engine.attention.base import AttentionRule, AttentionStep
+from octavo.engine.attention.base import AttentionRule, AttentionStep, LayerCache
 from octavo.engine.layers.layernorm import RMSNorm
 from octavo.engine.layers.linear import FusedLinear, Linear, parameter
 from octavo.engine.layers.rotary_embedding import rotate
@@ -64,8 +64,7 @@ class Attention(nn.Module):
         self,
         hidden: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        cache: LayerCache,
         step: AttentionStep,
     ) -> torch.Tensor:
         """[num_tokens, hidden_size], type kept; writes the step's keys and values."""
@@ -81,8 +80,7 @@ class Attention(nn.Module):
             turned[:, :num_heads],
             turned[:, num_heads:],
             heads[:, num_turned:],
-            key_cache,
-            value_cache,
+            cache,
             self._rule,
             self.sinks,
         )

@@ -19,6 +19,8 @@ class RotaryEmbedding(nn.Module):
     """
 
     freq_factors: nn.Parameter | None
+    short_factors: nn.Parameter | None
+    long_factors: nn.Parameter | None
 
     def __init__(self, rope: RopeConfig, *, max_model_len: int, device: torch.device) -> None:
         """Args:
@@ -27,16 +29,24 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         self._inverse_frequencies = _scaled_frequencies(rope, max_model_len).to(device)
         self._magnitude = rope.attn_factor
-        # Divisors of the frequencies that some checkpoints carry as a tensor.
-        self.freq_factors = None
-        if rope.scaling == "factors":
-            self.freq_factors = parameter(rope.rotary_dim // 2, dtype=torch.float32, device=device)
+        self._is_long = _is_long(rope, max_model_len)
+
+        def divisors() -> nn.Parameter:
+            return parameter(rope.rotary_dim // 2, dtype=torch.float32, device=device)
+
+        # Divisors of the frequencies that some checkpoints carry as tensors.
+        self.freq_factors = divisors() if rope.scaling == "factors" else None
+        has_lists = rope.scaling == "longrope" and not rope.short_divisors
+        self.short_factors = divisors() if has_lists else None
+        self.long_factors = divisors() if has_lists else None
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines for [num_tokens] positions: each [num_tokens, 1, rotary_dim / 2]."""
         frequencies = self._inverse_frequencies
-        if self.freq_factors is not None:
-            frequencies = frequencies / self.freq_factors
+        longrope_factors = self.long_factors if self._is_long else self.short_factors
+        for factors in (self.freq_factors, longrope_factors):
+            if factors is not None:
+                frequencies = frequencies / factors
         angles = (positions.float().unsqueeze(1) * frequencies).unsqueeze(1)
         return angles.cos() * self._magnitude, angles.sin() * self._magnitude
 
@@ -76,12 +86,15 @@ def _scaled_frequencies(rope: RopeConfig, max_model_len: int) -> torch.Tensor:
         case "yarn":
             return _yarn_frequencies(frequencies, rope)
         case "longrope":
-            assert rope.original_max_position is not None
-            is_long = max_model_len > rope.original_max_position
+            is_long = _is_long(rope, max_model_len)
             divisors = rope.long_divisors if is_long else rope.short_divisors
-            return frequencies / torch.tensor(divisors, dtype=torch.float32)
+            return frequencies / torch.tensor(divisors or 1.0, dtype=torch.float32)
         case _:
             raise AssertionError(f"rope scaling {rope.scaling!r} was let through")
+
+
+def _is_long(rope: RopeConfig, max_model_len: int) -> bool:
+    return rope.original_max_position is not None and max_model_len > rope.original_max_position
 
 
 def _llama3_frequencies(frequencies: torch.Tensor, rope: RopeConfig) -> torch.Tensor:

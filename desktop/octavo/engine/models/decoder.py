@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from octavo.engine.attention.base import AttentionStep
+from octavo.engine.attention.base import AttentionStep, LayerCache
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.layers.attention import Attention
 from octavo.engine.layers.embedding import Embedding
@@ -58,13 +58,12 @@ class DecoderLayer(nn.Module):
         self,
         hidden: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        cache: LayerCache,
         step: AttentionStep,
     ) -> torch.Tensor:
         """[num_tokens, hidden_size], type kept."""
         inputs = hidden if self.input_layernorm is None else self.input_layernorm(hidden)
-        attended = self.self_attn(inputs, rotation, key_cache, value_cache, step)
+        attended = self.self_attn(inputs, rotation, cache, step)
         if self._norms_after:
             attended = self.post_attention_layernorm(attended)
         hidden = torch.add(hidden, attended, alpha=self._residual_scale)
@@ -129,11 +128,11 @@ class DecoderStack(nn.Module):
         rotation = local_rotation = self.rotary_emb(positions)
         if self._local_rotary_emb is not None:
             local_rotation = self._local_rotary_emb(positions)
-        for layer, has_window, key_cache, value_cache in zip(
-            self.layers, self._has_window, kv_cache.keys, kv_cache.values, strict=True
+        for layer, has_window, cache in zip(
+            self.layers, self._has_window, kv_cache.layers, strict=True
         ):
             turned = local_rotation if has_window else rotation
-            hidden = layer(hidden, turned, key_cache, value_cache, step)
+            hidden = layer(hidden, turned, cache, step)
         normalised: torch.Tensor = self.norm(hidden)
         return normalised
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from octavo.checkpoint.gguf import BLOCK_LAYOUT, GGMLType
 from octavo.engine.model_config import unsupported_type
+from octavo.engine.quantization.gguf_small import SMALL_UNPACKERS
 
 SLAB_ELEMENTS = 1 << 18
 """Values unpacked at a time: their float32 form stays in a core's cache."""
@@ -264,6 +265,7 @@ UNPACKERS: Mapping[GGMLType, Callable[[Tensor, Tensor], None]] = MappingProxyTyp
         GGMLType.Q6_K: _unpack_q6_k,
         GGMLType.IQ4_NL: _unpack_iq4_nl,
         GGMLType.IQ4_XS: _unpack_iq4_xs,
+        **SMALL_UNPACKERS,
     }
 )
 """From [num_blocks, block bytes], uint8, to [num_blocks, block elements], float32."""

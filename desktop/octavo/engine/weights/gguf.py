@@ -7,53 +7,22 @@ resident, a failing disk is an error instead of a crash, and Windows can still r
 import math
 import re
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from octavo.checkpoint.gguf import BLOCK_LAYOUT, GGUFHeader, TensorInfo
-from octavo.engine.model_config import (
-    EMBEDDING_TENSOR,
-    OUTPUT_TENSOR,
-    ROPE_FACTORS_TENSOR,
-    ModelConfig,
-)
+from octavo.checkpoint.gguf_names import FREQ_FACTORS, TENSOR_NAMES
+from octavo.engine.model_config import ModelConfig
 from octavo.engine.quantization.gguf import dequantize_into
 from octavo.engine.weights.pieces import PIECE_BYTES, damaged, read_pieces
 from octavo.errors import UnsupportedModelError
 
-FREQ_FACTORS = "model.rotary_emb.freq_factors"
-
-_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        EMBEDDING_TENSOR: "model.embed_tokens.weight",
-        "output_norm.weight": "model.norm.weight",
-        OUTPUT_TENSOR: "lm_head.weight",
-        ROPE_FACTORS_TENSOR: FREQ_FACTORS,
-    }
-)
-_LAYER_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "attn_norm.weight": "input_layernorm.weight",
-        "attn_q.weight": "self_attn.q_proj.weight",
-        "attn_q.bias": "self_attn.q_proj.bias",
-        "attn_k.weight": "self_attn.k_proj.weight",
-        "attn_k.bias": "self_attn.k_proj.bias",
-        "attn_v.weight": "self_attn.v_proj.weight",
-        "attn_v.bias": "self_attn.v_proj.bias",
-        "attn_output.weight": "self_attn.o_proj.weight",
-        "attn_output.bias": "self_attn.o_proj.bias",
-        "ffn_norm.weight": "post_attention_layernorm.weight",
-        "ffn_gate.weight": "mlp.gate_proj.weight",
-        "ffn_up.weight": "mlp.up_proj.weight",
-        "ffn_down.weight": "mlp.down_proj.weight",
-    }
-)
-_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)")
 _IGNORED = re.compile(r"blk\.[0-9]+\.attn_rot_embd(\.weight)?")
 """Tables of early converters that follow from the metadata."""
-_PERMUTED = re.compile(r".*\.self_attn\.[qk]_proj\.(weight|bias)")
+_DIVISORS = frozenset(
+    {FREQ_FACTORS, "model.rotary_emb.short_factors", "model.rotary_emb.long_factors"}
+)
 
 
 class GGUFWeights:
@@ -82,12 +51,14 @@ class GGUFWeights:
             CheckpointError: the shapes differ, or a value is infinite, NaN or makes no sense.
             StorageError: the file cannot be read to the tensor's end.
         """
-        tensor, path = self.tensors[name], self._header.path
-        if tensor.shape != tuple(out.shape):
+        tensor = self.tensors[name]
+        path = tensor.path
+        # A matrix of one row is a plain list here.
+        if tensor.shape not in (tuple(out.shape), tuple(out.squeeze(0).shape)):
             raise damaged(
                 path, tensor, f"has the shape {list(tensor.shape)} instead of {list(out.shape)}"
             )
-        is_permuted = _PERMUTED.fullmatch(name) is not None
+        is_permuted = TENSOR_NAMES[self._header.architecture].is_permuted(name)
         row_elements = math.prod(tensor.shape[1:])
         if is_permuted and tensor.shape[0] % self._config.head_dim:
             raise damaged(path, tensor, f"has {tensor.shape[0]} rows, which are no whole heads")
@@ -106,7 +77,7 @@ class GGUFWeights:
             if is_permuted:
                 heads = piece.view(-1, self._config.head_dim, row_elements)
                 _split_pairs_into_halves(heads[:, : self._config.rope.rotary_dim])
-        if name == FREQ_FACTORS and not bool((out > 0).all()):
+        if name in _DIVISORS and not bool((out > 0).all()):
             raise damaged(path, tensor, "holds divisors that are zero or negative")
 
 
@@ -124,21 +95,19 @@ def iter_gguf_weights(
     """
     weights = GGUFWeights(header, config)
     for name, tensor in weights.tensors.items():
-        out = torch.empty(tensor.shape, dtype=torch.float32 if name == FREQ_FACTORS else dtype)
+        out = torch.empty(tensor.shape, dtype=torch.float32 if name in _DIVISORS else dtype)
         weights.read_into(name, out)
         yield name, out
 
 
 def _canonical_names(header: GGUFHeader) -> dict[str, TensorInfo]:
-    """Tensors by their Hugging Face names, in the order in which they lie in the file."""
+    """Tensors by their Hugging Face names, in the order in which they lie, file by file."""
+    names = TENSOR_NAMES[header.architecture]
     tensors = {}
-    for tensor in sorted(header.tensors.values(), key=lambda tensor: tensor.offset):
+    for tensor in sorted(header.tensors.values(), key=lambda one: (one.path, one.offset)):
         if _IGNORED.fullmatch(tensor.name):
             continue
-        name = _NAMES.get(tensor.name)
-        if layer := _LAYER.fullmatch(tensor.name):
-            part = _LAYER_NAMES.get(layer[2])
-            name = f"model.layers.{layer[1]}.{part}" if part else None
+        name = names.parameter_name(tensor.name)
         if name is None:
             raise UnsupportedModelError(
                 f"{header.path.name} has the tensor {tensor.name!r}, which Octavo does not know "

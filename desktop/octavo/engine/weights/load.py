@@ -32,8 +32,9 @@ def load_weights(
         StorageError: the file cannot be read.
         JobCancelled: `control` was cancelled.
     """
-    weights = _weights_of(header, config)
-    destinations = _find_destinations(Destinations(model), weights, header)
+    places = Destinations(model)
+    weights = _weights_of(header, config, places)
+    destinations = _find_destinations(places, weights, header)
     # Each thread unpacks a weight of its own, alone: torch's threads, which share one operation,
     # meet ten times for each slab, and where other programs keep the cores busy each meeting
     # costs milliseconds. The number of threads is partly global, so it is put back at the end.
@@ -58,9 +59,11 @@ def load_weights(
         torch.set_num_threads(num_threads)
 
 
-def _weights_of(header: CheckpointHeader, config: ModelConfig) -> CheckpointWeights:
+def _weights_of(
+    header: CheckpointHeader, config: ModelConfig, places: Destinations
+) -> CheckpointWeights:
     if isinstance(header, FolderHeader):
-        return SafetensorsWeights(header)
+        return SafetensorsWeights(header, has_place=lambda name: places.find(name) is not None)
     return GGUFWeights(header, config)
 
 

@@ -1,7 +1,7 @@
 """Reads the weights of a model folder; its names and layout are those of the modules."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 from octavo.checkpoint.folder import FolderHeader
 from octavo.checkpoint.gguf import GGMLType
 from octavo.checkpoint.safetensors import SafetensorsTensor
+from octavo.checkpoint.stored_weights import StoredWeight
 from octavo.engine.quantization.gguf import dequantize_into
 from octavo.engine.weights.pieces import PIECE_BYTES, damaged, read_pieces
+from octavo.engine.weights.quantized import read_quantized_into
 
 _TYPES: Mapping[str, tuple[GGMLType, int]] = MappingProxyType(
     {"F32": (GGMLType.F32, 4), "F16": (GGMLType.F16, 2), "BF16": (GGMLType.BF16, 2)}
@@ -21,23 +23,40 @@ _IGNORED = re.compile(r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_fre
 """Tables of early checkpoints that follow from config.json."""
 
 
-class SafetensorsWeights:
-    """The weights of one folder. Holds nothing open, and any thread may read from it."""
+_BIAS_SUFFIX = ".bias"
 
-    def __init__(self, header: FolderHeader) -> None:
-        self.tensors: Mapping[str, SafetensorsTensor] = {
-            name: tensor for name, tensor in header.tensors.items() if not _IGNORED.fullmatch(name)
+
+class SafetensorsWeights:
+    """The weights of one folder. Holds nothing open, and any thread may read from it.
+
+    Raises:
+        UnsupportedModelError: a kind of quantisation or a data type that is not understood.
+        CheckpointError: a quantised weight lacks one of its tensors.
+    """
+
+    def __init__(self, header: FolderHeader, *, has_place: Callable[[str], bool]) -> None:
+        is_quantized = header.weight_format() is not None
+        self.tensors: Mapping[str, StoredWeight] = {
+            name: weight
+            for name, weight in header.weights().items()
+            if not _IGNORED.fullmatch(name)
+            # Early GPTQ writers gave every matrix a bias of zeros.
+            and not (
+                is_quantized
+                and name.endswith(_BIAS_SUFFIX)
+                and not has_place(name)
+                and _is_zero(weight.main)
+            )
         }
 
     def read_into(self, name: str, out: Tensor) -> None:
         """Reads one weight into memory that is already there; as `CheckpointWeights` says."""
-        tensor = self.tensors[name]
-        if tensor.shape != tuple(out.shape):
-            raise damaged(
-                tensor.path,
-                tensor,
-                f"has the shape {list(tensor.shape)} instead of {list(out.shape)}",
-            )
+        weight = self.tensors[name]
+        if weight.format is not None:
+            read_quantized_into(weight, weight.format, out)
+            return
+        weight.check(tuple(out.shape))
+        tensor = weight.main
         ggml_type, element_bytes = _TYPES[tensor.dtype]
         pieces = torch.split(out.view(-1), PIECE_BYTES // element_bytes)
         sizes = [len(piece) * element_bytes for piece in pieces]
@@ -47,3 +66,9 @@ class SafetensorsWeights:
                 raise damaged(
                     tensor.path, tensor, f"holds values that are NaN or infinite in {kind}"
                 )
+
+
+def _is_zero(tensor: SafetensorsTensor) -> bool:
+    sizes = [PIECE_BYTES] * (tensor.num_bytes // PIECE_BYTES)
+    sizes += [tensor.num_bytes % PIECE_BYTES]
+    return not any(bool(raw.any()) for raw in read_pieces(tensor.path, tensor, sizes))

@@ -4,16 +4,10 @@ Nothing here knows Qt. A text is cut into blocks line by line, so that the same 
 blocks however it arrives; all blocks but the last are final and never have to be rendered again.
 """
 
-import functools
 import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from markdown_it import MarkdownIt
-from markdown_it.renderer import RendererHTML
-from markdown_it.token import Token
-from markdown_it.utils import EnvType, OptionsDict
 
 _OPENING_FENCE = re.compile(
     r"^(?P<indent> {0,3})(?P<fence>`{3,}(?=[^`]*$)|~{3,})[ \t]*(?P<language>[^\s`{]*)"
@@ -136,7 +130,10 @@ def split_blocks(text: str) -> list[Block]:
 
 def render_html(source: str) -> str:
     """One or more text blocks as HTML, for a QTextDocument; HTML in the source stays text."""
-    rendered: str = _full_parser().render(source)
+    # Loaded with the first message: the window is painted without it.
+    from octavo.ui.chat.markdown_parsers import full_parser
+
+    rendered: str = full_parser().render(source)
     # Qt shows the last line's end as a space.
     return rendered.rstrip("\n")
 
@@ -148,9 +145,11 @@ def render_plain_html(source: str) -> str:
 
 def _block_starts(source: str) -> list[int]:
     """The line each top-level block begins with."""
+    from octavo.ui.chat.markdown_parsers import block_parser
+
     return [
         token.map[0]
-        for token in _block_parser().parse(source)
+        for token in block_parser().parse(source)
         if token.level == 0 and token.map is not None and token.nesting >= 0
     ]
 
@@ -189,52 +188,3 @@ def _may_close(fence: str, line: str) -> bool:
 
 def _without_indent(line: str, indent: int) -> str:
     return line[min(indent, len(line) - len(line.lstrip(" "))) :]
-
-
-class _Renderer(RendererHTML):
-    """HTML with the attributes QTextDocument needs where it does not know the style sheet's."""
-
-    def heading_open(
-        self, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType
-    ) -> str:
-        """A paragraph of a class: QTextDocument enlarges its own headings on top of any size."""
-        return f'<p class="{tokens[index].tag}">'
-
-    def heading_close(
-        self, _tokens: Sequence[Token], _index: int, _options: OptionsDict, _env: EnvType
-    ) -> str:
-        return "</p>\n"
-
-    def table_open(
-        self, _tokens: Sequence[Token], _index: int, _options: OptionsDict, _env: EnvType
-    ) -> str:
-        return '<table border="0" cellspacing="0">\n'
-
-    def fence(
-        self, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType
-    ) -> str:
-        """A fence inside a list or quote: without the last line's end, which Qt shows as a line."""
-        return f"<pre>{html.escape(tokens[index].content.rstrip(chr(10)))}</pre>\n"
-
-    def image(self, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
-        """An image is never fetched: its description and address are shown as a link."""
-        token = tokens[index]
-        label = self.renderInlineAsText(token.children or [], options, env) or "image"
-        address = html.escape(str(token.attrs.get("src", "")))
-        return f'<a href="{address}">{html.escape(label)}</a>'
-
-
-@functools.cache
-def _full_parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False}, renderer_cls=_Renderer)
-    return parser.enable(["table", "strikethrough"])
-
-
-@functools.cache
-def _block_parser() -> MarkdownIt:
-    """Finds block starts only.
-
-    Without link definitions: one that spans lines would join blocks that are already final.
-    """
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    return parser.disable(["inline", "reference"])

@@ -38,6 +38,20 @@ def judge_fit(plan: MemoryPlan) -> FitVerdict:
     return FitVerdict("Fits", "good", sentence)
 
 
+def judge_variant(plan: MemoryPlan) -> FitVerdict:
+    """The word for a model that is not here yet, and what decides whether to fetch it."""
+    word, tone = judge_fit(plan).word, judge_fit(plan).tone
+    needs, free = format_bytes(plan.total_bytes), format_bytes(plan.free_bytes)
+    if not plan.fits:
+        return FitVerdict(word, tone, f"Needs {needs}, {free} are free.")
+    num_tokens = min(plan.kv_tokens, plan.max_model_len)
+    is_whole = num_tokens == plan.max_model_len
+    context = f"{'its whole context of ' if is_whole else ''}{num_tokens:,} tokens"
+    sentence = f"Room for {context}{'' if is_whole else ' of context'}"
+    # The rest of the free memory is other programs'.
+    return FitVerdict(word, tone, f"{sentence}; takes {needs} of {free}.")
+
+
 def describe_plan(plan: MemoryPlan) -> str:
     """The plan item by item, as text."""
     lines = [f"{item.name}: {format_bytes(item.num_bytes)} ({item.detail})" for item in plan.items]

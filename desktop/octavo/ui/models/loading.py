@@ -4,10 +4,11 @@ import asyncio
 
 from octavo.core import Core
 from octavo.hub.library import LibraryModel
-from octavo.ui.torch_preload import preload_torch_libraries
+from octavo.ui.torch_preload import giving_way, preload_torch_libraries
 
 
 async def load_model(core: Core, model: LibraryModel) -> None:
     """Loads a model; raises as `ModelHost.load`, and cancelling the task cancels the load."""
-    await asyncio.to_thread(preload_torch_libraries)
-    await core.host.load(model)
+    with giving_way():
+        await asyncio.to_thread(preload_torch_libraries)
+        await core.host.load(model)

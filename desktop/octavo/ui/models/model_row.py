@@ -45,9 +45,15 @@ class ModelRow(QWidget):
     remove_asked = Signal()
     show_folder_asked = Signal()
 
-    def __init__(self, model: LibraryModel, parent: QWidget | None = None) -> None:
+    def __init__(
+        self, model: LibraryModel, origin: str = "", parent: QWidget | None = None
+    ) -> None:
+        """Args:
+        origin: where it came from, in a few words.
+        """
         super().__init__(parent)
         self.model = model
+        self._origin = origin
         self._plan: MemoryPlan | None = None
         column = QVBoxLayout(self)
         column.setContentsMargins(0, SPACE_INSET, 0, SPACE_INSET)
@@ -119,7 +125,7 @@ class ModelRow(QWidget):
         self._line.setSpacing(SPACE_TIGHT if is_narrow else SPACE_GROUP)
         for figure in self._figures:
             figure.setVisible(is_wide)
-        self._facts.setText(_facts(self.model, with_figures=not is_wide))
+        self._facts.setText(_facts(self.model, self._origin, with_figures=not is_wide))
 
     def _build_names(self) -> QVBoxLayout:
         names = QVBoxLayout()
@@ -210,9 +216,9 @@ def _figures(model: LibraryModel) -> tuple[str, str, str, str]:
     )
 
 
-def _facts(model: LibraryModel, *, with_figures: bool) -> str:
+def _facts(model: LibraryModel, origin: str, *, with_figures: bool) -> str:
     parts = [model.license or "no licence named"] if not model.problem else []
-    parts = [model.name, *parts]
+    parts = [model.name, *parts, *([origin] if origin else [])]
     if with_figures:
         parts = [*(figure for figure in _figures(model) if figure), *parts[1:]]
     return " · ".join(parts)

@@ -1,278 +1,193 @@
-"""The models page: the library on this machine, what fits, and loading it."""
+"""The models page: what is on this machine, what the hub has, and what is on its way."""
 
 import asyncio
 from pathlib import Path
 
-from PySide6.QtCore import Qt, QUrl
-from PySide6.QtGui import QDesktopServices, QResizeEvent, QShowEvent
-from PySide6.QtWidgets import QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtCore import QEvent, Qt, Signal
+from PySide6.QtGui import (
+    QDragEnterEvent,
+    QDragLeaveEvent,
+    QDropEvent,
+    QKeyEvent,
+    QKeySequence,
+)
+from PySide6.QtWidgets import QBoxLayout, QWidget
 
 from octavo.core import Core
 from octavo.errors import OctavoError
 from octavo.host import HostState, HostStatus
-from octavo.hub.library import LibraryModel
-from octavo.ui.models.loading import load_model
-from octavo.ui.models.model_row import ACTIONS_WIDTH, COLUMNS, FIT_WIDTH, VERDICT_PADDING, ModelRow
-from octavo.ui.models.starter_card import StarterCard, centred
+from octavo.hub.hub_files import HubRepository, HubVariant
+from octavo.ui.models.download_list import DownloadList
+from octavo.ui.models.find_view import FindView
+from octavo.ui.models.library_view import LibraryView
+from octavo.ui.models.model_adding import AddModel, ModelAdding, add_by_import, droppable
+from octavo.ui.models.variant_checks import Inspect, inspect_on_hub
+from octavo.ui.shortcuts import Shortcut
 from octavo.ui.tasks import spawn
-from octavo.ui.theme import ThemeController
-from octavo.ui.tokens import SPACE_GROUP, SPACE_INSET, SPACE_PAGE, SPACE_WITHIN, scaled
-from octavo.ui.widgets.buttons import IconButton
-from octavo.ui.widgets.cards import EmptyState, ErrorCard, Notice
-from octavo.ui.widgets.dialogs import confirm
-from octavo.ui.widgets.labels import ElidedLabel, hairline, label
-from octavo.ui.widgets.toast import find_toast
-from octavo.units import format_bytes
+from octavo.ui.tokens import SPACE_WITHIN
+from octavo.ui.widgets.buttons import SegmentedChoice
+from octavo.ui.widgets.cards import ErrorCard, Notice
+from octavo.ui.widgets.labels import label
+from octavo.ui.widgets.page import ScrolledPage
 
 WIDE_FROM = 820
-NARROW_BELOW = 520
+NARROW_BELOW = 560
 MAX_WIDTH = 1120
+LIBRARY = "library"
+FIND = "find"
+SHORTCUTS = (
+    Shortcut("Search the hub", ("Ctrl+F",)),
+    Shortcut("Back from a repository", ("Esc",)),
+)
 
 
-class ModelsPage(QWidget):
-    """Lists the library; scans and memory plans run on workers, loading in the host."""
+class ModelsPage(ScrolledPage):
+    """Two views under one list of downloads; files dropped on it become models."""
 
-    def __init__(self, core: Core, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+    chat_asked = Signal(object)
+    """The LibraryModel to load and to chat with."""
+    settings_asked = Signal()
+
+    def __init__(
+        self,
+        core: Core,
+        parent: QWidget | None = None,
+        *,
+        inspect: Inspect = inspect_on_hub,
+        add_model: AddModel = add_by_import,
+    ) -> None:
+        """Args:
+        inspect: reads a variant's header on the hub; called on a worker.
+        add_model: makes a file or folder a model of the library; called on a worker.
+        """
+        super().__init__(MAX_WIDTH, parent)
         self._core = core
-        self._rows: list[ModelRow] = []
-        self._models: list[LibraryModel] = []
-        self._load_task: asyncio.Task[None] | None = None
-        self._scan_task: asyncio.Task[None] | None = None
-        self._is_stale = True
-        self._build()
-        connections = [
-            core.library.changed.connect(lambda _: self.refresh()),
-            core.host.state_changed.connect(self._show_host),
-        ]
-        self.destroyed.connect(lambda _=None: [disconnect() for disconnect in connections])
-        ThemeController.current().changed.connect(self._arrange)
-
-    def refresh(self) -> None:
-        """Scans the library again; while the page is hidden, at its next showing."""
-        self._is_stale = True
-        if self.isVisible():
-            self._is_stale = False
-            self._refresh_button.setEnabled(False)
-            if self._scan_task is not None:
-                self._scan_task.cancel()
-            self._scan_task = spawn(self._scan(), self._error.show_error)
-
-    def showEvent(self, event: QShowEvent) -> None:
-        super().showEvent(event)
-        if self._is_stale:
-            self.refresh()
-
-    def resizeEvent(self, event: QResizeEvent) -> None:
-        super().resizeEvent(event)
-        self._arrange()
-
-    def _build(self) -> None:
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        self._scroll = QScrollArea()
-        self._scroll.setWidgetResizable(True)
-        self._scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        outer.addWidget(self._scroll)
-        body = QWidget()
-        body.setProperty("surface", "paper")
-        body.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
-        self._scroll.setWidget(body)
-        centre = QHBoxLayout(body)
-        centre.setContentsMargins(SPACE_PAGE, SPACE_PAGE, SPACE_PAGE, SPACE_PAGE)
-        self._sheet = QWidget()
-        self._sheet.setMaximumWidth(MAX_WIDTH)
-        centre.addWidget(self._sheet)
-        column = QVBoxLayout(self._sheet)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(SPACE_GROUP)
-        column.addLayout(self._build_head())
-        self._notice = Notice("triangle-alert", "caution")
-        self._error = ErrorCard()
-        column.addWidget(self._notice)
-        column.addWidget(self._error)
-        self._scanning = label("Reading the model folders…", "soft")
-        column.addWidget(self._scanning)
-        self._table = self._build_table()
-        self._table.hide()
-        column.addWidget(self._table)
-        self._empty = self._build_empty()
-        self._empty.hide()
-        column.addWidget(self._empty, 1)
-        column.addStretch(1)
-
-    def _build_head(self) -> QHBoxLayout:
-        head = QHBoxLayout()
-        head.setSpacing(SPACE_WITHIN)
-        titles = QVBoxLayout()
-        titles.setSpacing(2)
-        titles.addWidget(label("Models", "title"))
-        self._summary = ElidedLabel("", "soft", mode=Qt.TextElideMode.ElideMiddle)
-        titles.addWidget(self._summary)
-        head.addLayout(titles, 1)
-        self._refresh_button = IconButton("refresh-cw", "Read the folders again")
-        self._refresh_button.clicked.connect(self.refresh)
-        folder = IconButton("folder-open", "Open the models folder")
-        folder.clicked.connect(lambda: self._open_folder(self._core.models_dir))
-        for button in (self._refresh_button, folder):
-            head.addWidget(button, 0, Qt.AlignmentFlag.AlignTop)
-        return head
-
-    def _build_table(self) -> QWidget:
-        table = QWidget()
-        column = QVBoxLayout(table)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(0)
-        self._header = QWidget()
-        row = QHBoxLayout(self._header)
-        row.setContentsMargins(0, 0, 0, SPACE_WITHIN)
-        row.setSpacing(SPACE_GROUP)
-        row.addWidget(label("Name", "caption"), 1)
-        self._header_labels = []
-        right = Qt.AlignmentFlag.AlignRight
-        for title, width in (*COLUMNS, ("Fit", FIT_WIDTH), ("", ACTIONS_WIDTH)):
-            text = label(title, "caption")
-            if (title, width) in COLUMNS:
-                text.setAlignment(right)
-            else:
-                text.setContentsMargins(VERDICT_PADDING, 0, 0, 0)
-            self._header_labels.append((text, width))
-            row.addWidget(text)
-        column.addWidget(self._header)
-        column.addWidget(hairline())
-        self._row_column = QVBoxLayout()
-        self._row_column.setSpacing(0)
-        column.addLayout(self._row_column)
-        return table
-
-    def _build_empty(self) -> QWidget:
-        empty = QWidget()
-        column = QVBoxLayout(empty)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(SPACE_INSET)
-        column.addWidget(
-            EmptyState(
-                "boxes",
-                "No models yet",
-                "Start with the small model below, or put GGUF files into the models folder.",
-            )
-        )
-        self._starter_card = StarterCard(self._core)
-        column.addLayout(centred(self._starter_card))
-        column.addStretch(1)
-        return empty
-
-    async def _scan(self) -> None:
-        try:
-            models = await asyncio.to_thread(self._core.library.scan)
-        finally:
-            self._refresh_button.setEnabled(True)
-            self._scanning.hide()
-        self._notice.set_text("\n".join(self._core.library.problems))
-        if models != self._models or not self._rows:
-            self._show_models(models)
-        await self._plan_all()
-
-    async def _plan_all(self) -> None:
-        """Works out row after row whether it fits; one that cannot be planned says why."""
-        for row in self._rows:
-            if row.model.problem:
-                continue
-            try:
-                row.show_plan(await asyncio.to_thread(self._core.host.plan, row.model))
-            except OctavoError as error:
-                row.show_plan(None, str(error))
-
-    def _show_models(self, models: list[LibraryModel]) -> None:
-        self._models = models
-        while (item := self._row_column.takeAt(0)) is not None:
-            if (widget := item.widget()) is not None:
-                widget.hide()
-                widget.deleteLater()
-        self._rows = []
-        for model in models:
-            row = ModelRow(model)
-            row.load_asked.connect(lambda model=model: self._load(model))
-            row.unload_asked.connect(self._unload)
-            row.cancel_asked.connect(self._cancel_load)
-            row.remove_asked.connect(lambda model=model: self._ask_remove(model))
-            row.show_folder_asked.connect(lambda model=model: self._open_folder(model.path.parent))
-            row.show_host(self._core.host.state, can_cancel=self._can_cancel)
-            self._rows.append(row)
-            self._row_column.addWidget(row)
-            self._row_column.addWidget(hairline())
-        self._table.setVisible(bool(models))
-        self._empty.setVisible(not models)
-        self._summary.setText(_summarise(models))
-        self._arrange()
-
-    def _arrange(self) -> None:
-        scale = ThemeController.current().scale
-        is_wide = self._scroll.width() >= scaled(WIDE_FROM, scale)
-        is_narrow = self._scroll.width() < scaled(NARROW_BELOW, scale)
-        self._sheet.setMaximumWidth(scaled(MAX_WIDTH, scale))
-        self._header.setVisible(is_wide)
-        for text, width in self._header_labels:
-            text.setFixedWidth(scaled(width, scale))
-        for row in self._rows:
-            row.set_layout(is_wide=is_wide, is_narrow=is_narrow)
-
-    def _show_host(self, state: HostState) -> None:
-        for row in self._rows:
-            row.show_host(state, can_cancel=self._can_cancel)
-        if state.status is HostStatus.FAILED and state.error is not None:
-            self._error.show_error(state.error)
-        elif state.status is HostStatus.READY:
-            self._error.clear()
-            # What is free has changed, and with it what fits.
-            self.refresh()
+        self.setAcceptDrops(True)
+        self.column.addLayout(self._build_head())
+        self.drop_note = Notice("download", "accent")
+        self.error_card = ErrorCard()
+        self.downloads = DownloadList(core)
+        self.downloads.chat_asked.connect(self._chat)
+        self.downloads.failed.connect(self.error_card.show_error)
+        self.adding = ModelAdding(core, add_model)
+        self.adding.failed.connect(self.error_card.show_error)
+        self.library = LibraryView(core)
+        self.library.add_file_asked.connect(self.adding.ask_for_file)
+        self.library.add_folder_asked.connect(self.adding.ask_for_folder)
+        self.library.find_asked.connect(self.open_search)
+        self.finder = FindView(core, inspect)
+        self.finder.settings_asked.connect(self.settings_asked)
+        self.finder.chat_asked.connect(self._chat)
+        self.finder.download_asked.connect(self._download)
+        for part in (self.drop_note, self.error_card, self.downloads, self.adding):
+            self.column.addWidget(part)
+        self.column.addWidget(self.library, 1)
+        self.column.addWidget(self.finder, 1)
+        disconnect = core.host.state_changed.connect(self._follow_host)
+        self.destroyed.connect(lambda _=None: disconnect())
+        self.show_view(LIBRARY)
 
     @property
-    def _can_cancel(self) -> bool:
-        """A load begun elsewhere is cancelled where it was begun."""
-        return self._load_task is not None and not self._load_task.done()
+    def view(self) -> str:
+        """`LIBRARY` or `FIND`."""
+        return self._choice.value
 
-    def _load(self, model: LibraryModel) -> None:
-        self._error.clear()
-        self._load_task = spawn(load_model(self._core, model), self._error.show_error)
+    def show_view(self, view: str) -> None:
+        """Shows what is on this machine or what the hub has."""
+        self._choice.set_value(view)
+        self.library.setVisible(view == LIBRARY)
+        self.finder.setVisible(view == FIND)
 
-    def _unload(self) -> None:
-        spawn(self._core.host.unload(), self._error.show_error)
+    def open_search(self) -> None:
+        """Shows the search, ready to write in."""
+        self.show_view(FIND)
+        self.finder.focus_field()
 
-    def _cancel_load(self) -> None:
-        if self._load_task is not None:
-            self._load_task.cancel()
+    def open_asked(self, argument: str) -> None:
+        """Opens what the app was started with: a model on this machine, or an address of a hub."""
+        path = Path(argument)
+        if path.is_absolute() or path.exists():
+            self.show_view(LIBRARY)
+            self.adding.add([path])
+        else:
+            self.show_view(FIND)
+            self.finder.search_for(argument)
 
-    def _ask_remove(self, model: LibraryModel) -> None:
-        spawn(self._remove(model), self._error.show_error)
+    def arrange(self) -> None:
+        is_wide = self.is_at_least(WIDE_FROM)
+        is_narrow = not self.is_at_least(NARROW_BELOW)
+        direction = QBoxLayout.Direction
+        self._head.setDirection(direction.TopToBottom if is_narrow else direction.LeftToRight)
+        for view in (self.library, self.finder):
+            view.set_layout(is_wide=is_wide, is_narrow=is_narrow)
 
-    async def _remove(self, model: LibraryModel) -> None:
-        agreed = await confirm(
-            self,
-            f"Remove {model.title}?",
-            f"{model.path.name} is deleted from {model.path.parent}. That frees"
-            f" {format_bytes(model.size_bytes)}. It cannot be undone.",
-            "Remove",
-            is_danger=True,
+    def event(self, event: QEvent) -> bool:
+        # Elsewhere the keys search the chats: whoever accepts the override gets them.
+        if event.type() is QEvent.Type.ShortcutOverride and _asks_for_search(event):
+            event.accept()
+            return True
+        return super().event(event)
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        if _asks_for_search(event):
+            self.open_search()
+        else:
+            super().keyPressEvent(event)
+
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
+        paths = droppable(event.mimeData())
+        if paths:
+            event.acceptProposedAction()
+            names = ", ".join(path.name for path in paths)
+            self.drop_note.set_text(f"Drop it here to add {names} to the models.")
+
+    def dragLeaveEvent(self, _event: QDragLeaveEvent) -> None:
+        self.drop_note.set_text("")
+
+    def dropEvent(self, event: QDropEvent) -> None:
+        self.drop_note.set_text("")
+        paths = droppable(event.mimeData())
+        if paths:
+            event.acceptProposedAction()
+            self.show_view(LIBRARY)
+            self.adding.add(paths)
+
+    def _build_head(self) -> QBoxLayout:
+        self._head = QBoxLayout(QBoxLayout.Direction.LeftToRight)
+        self._head.setSpacing(SPACE_WITHIN)
+        self._head.addWidget(label("Models", "title"))
+        self._head.addStretch(1)
+        self._choice = SegmentedChoice(
+            "Models to show", [(LIBRARY, "On this machine"), (FIND, "Find")]
         )
-        if not agreed:
-            return
-        # Not on a worker: the library tells of it, and its listeners belong to this thread.
-        freed_bytes = self._core.library.remove(model)
-        if (toast := find_toast(self)) is not None:
-            toast.show_message(
-                f"Removed {model.title}; {format_bytes(freed_bytes)} are free again."
+        self._choice.chosen.connect(self._choose_view)
+        left = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
+        self._head.addWidget(self._choice, 0, left)
+        return self._head
+
+    def _choose_view(self, view: str) -> None:
+        self.show_view(view)
+
+    def _download(self, repository: HubRepository, variant: HubVariant) -> None:
+        self.error_card.clear()
+        try:
+            self._core.downloads.add(
+                repository.name, variant.label, repository.revision, variant.size_bytes
             )
+        except OctavoError as error:
+            self.error_card.show_error(error)
 
-    def _open_folder(self, folder: Path) -> None:
-        is_open = QDesktopServices.openUrl(QUrl.fromLocalFile(str(folder)))
-        if not is_open and (toast := find_toast(self)) is not None:
-            toast.show_message(f"No file manager could be opened for {folder}.")
+    def _chat(self, path: Path) -> None:
+        self.error_card.clear()
+        spawn(self._find_and_chat(path), self.error_card.show_error)
+
+    async def _find_and_chat(self, path: Path) -> None:
+        self.chat_asked.emit(await asyncio.to_thread(self._core.library.find, str(path)))
+
+    def _follow_host(self, state: HostState) -> None:
+        if state.status in (HostStatus.READY, HostStatus.EMPTY):
+            self.finder.check_again()
 
 
-def _summarise(models: list[LibraryModel]) -> str:
-    if not models:
-        return ""
-    count = "1 model" if len(models) == 1 else f"{len(models)} models"
-    return f"{count}, {format_bytes(sum(model.size_bytes for model in models))} together"
+def _asks_for_search(event: QEvent) -> bool:
+    return isinstance(event, QKeyEvent) and event.matches(QKeySequence.StandardKey.Find)

@@ -3,8 +3,8 @@
 from PySide6.QtWidgets import QVBoxLayout, QWidget
 
 from octavo.monitor.history import GpuHistory, Series
-from octavo.monitor.readings import GpuReading
-from octavo.ui.monitor.tiles import UNKNOWN, Tile, TileGrid
+from octavo.monitor.readings import GpuProcess, GpuReading
+from octavo.ui.monitor.tiles import UNKNOWN, Tile, TileGrid, rounded_top
 from octavo.ui.tokens import SPACE_WITHIN
 from octavo.ui.widgets.cards import Notice
 from octavo.ui.widgets.labels import ElidedLabel, label
@@ -23,6 +23,8 @@ class GpuGroup(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(SPACE_WITHIN)
         self._index = index
+        self._frame: tuple[str, str] | None = None
+        self._processes: tuple[GpuProcess, ...] | None = None
         self._name = ElidedLabel("", "strong")
         column.addWidget(self._name)
         self.problem = Notice("triangle-alert", "caution")
@@ -34,27 +36,38 @@ class GpuGroup(QWidget):
         self.grid = TileGrid([self.vram, self.load, self.temperature, self.power])
         column.addWidget(self.grid)
         self.more = label("", "caption", wrap=True)
+        self.more.hide()
         column.addWidget(self.more)
 
     def show_reading(self, gpu: GpuReading, history: GpuHistory, times_s: Series) -> None:
-        self._name.setText(f"{gpu.name} (GPU {self._index})")
-        self.problem.set_text(gpu.problem)
-        self.grid.setVisible(not gpu.problem)
-        self.more.setVisible(not gpu.problem)
+        self._show_frame(gpu.name, gpu.problem)
         if gpu.problem:
             return
         self.vram.show_reading(*_vram(gpu))
         vram_top = gpu.vram_total_bytes or history.vram_used_bytes.highest or 1.0
         self.vram.show_history(times_s, history.vram_used_bytes, vram_top)
-        self.load.show_reading(_figure(gpu.utilization_percent, "%"), "")
+        self.load.show_reading(_figure(gpu.utilization_percent, "%"), _clocks(gpu))
         self.load.show_history(times_s, history.utilization_percent, 100.0)
         self.temperature.show_reading(_figure(gpu.temperature_c, "°C"), "")
         self.temperature.show_history(times_s, history.temperature_c, HOTTEST_C)
         limit = f"limit {gpu.power_limit_w:.0f} W" if gpu.power_limit_w is not None else ""
         self.power.show_reading(_figure(gpu.power_w, "W"), limit)
-        power_top = gpu.power_limit_w or history.power_w.highest or 1.0
+        power_top = gpu.power_limit_w or rounded_top(history.power_w.highest or 1.0)
         self.power.show_history(times_s, history.power_w, power_top)
-        self.more.setText(" · ".join(filter(None, (_clocks(gpu), _describe_processes(gpu)))))
+        if gpu.processes != self._processes:
+            self._processes = gpu.processes
+            self.more.setText(_describe_processes(gpu))
+            self.more.setVisible(bool(self.more.text()))
+
+    def _show_frame(self, name: str, problem: str) -> None:
+        """Only what differs: every label that is set has the page laid out anew."""
+        if (name, problem) == self._frame:
+            return
+        self._frame = (name, problem)
+        self._name.setText(f"{name} (GPU {self._index})")
+        self.problem.set_text(problem)
+        self.grid.setVisible(not problem)
+        self.more.setVisible(not problem and bool(self.more.text()))
 
 
 def _figure(value: float | None, unit: str) -> str:
@@ -70,8 +83,7 @@ def _vram(gpu: GpuReading) -> tuple[str, str]:
 
 def _clocks(gpu: GpuReading) -> str:
     clocks = (("cores", gpu.clock_sm_mhz), ("memory", gpu.clock_memory_mhz))
-    known = [f"{name} {mhz:,} MHz" for name, mhz in clocks if mhz is not None]
-    return f"Clocks: {', '.join(known)}" if known else ""
+    return ", ".join(f"{name} {mhz:,} MHz" for name, mhz in clocks if mhz is not None)
 
 
 def _describe_processes(gpu: GpuReading) -> str:

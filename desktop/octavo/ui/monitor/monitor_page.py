@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 
 from PySide6.QtCore import Qt
-from PySide6.QtGui import QHideEvent, QResizeEvent, QShowEvent
-from PySide6.QtWidgets import QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtGui import QHideEvent, QShowEvent
+from PySide6.QtWidgets import QVBoxLayout, QWidget
 
 from octavo.core import Core
 from octavo.engine.request import EngineStats
@@ -15,17 +15,26 @@ from octavo.monitor.inventory import InventoryCard, take_inventory
 from octavo.monitor.readings import CpuReading, DiskReading, MachineReading, MemoryReading
 from octavo.ui.monitor.card_table import CardTable
 from octavo.ui.monitor.gpu_group import GpuGroup
-from octavo.ui.monitor.tiles import HISTORY_CAPACITY, UNKNOWN, BlocksCard, Tile, TileGrid, titled
+from octavo.ui.monitor.tiles import (
+    HISTORY_CAPACITY,
+    UNKNOWN,
+    BlocksCard,
+    Tile,
+    TileGrid,
+    rounded_top,
+    titled,
+)
 from octavo.ui.tasks import spawn
-from octavo.ui.theme import ThemeController
-from octavo.ui.tokens import SPACE_GROUP, SPACE_INSET, SPACE_PAGE, SPACE_TIGHT, scaled
+from octavo.ui.tokens import SPACE_INSET, SPACE_TIGHT
 from octavo.ui.widgets.cards import ErrorCard, Notice
-from octavo.ui.widgets.labels import label
+from octavo.ui.widgets.page import ScrolledPage
 from octavo.units import format_bytes
 
 WIDE_FROM = 760
 NARROW_BELOW = 480
 MAX_WIDTH = 1120
+MAX_BRISK_GPUS = 2
+"""With more cards each is shown at every second reading, in turn: painting is what costs."""
 LEAST_DISK_TOP = 2.0**20
 """Bytes per second at the upper edge of a quiet disk's line: its noise stays flat."""
 LEAST_RATE_TOP = 10.0
@@ -33,7 +42,7 @@ LEAST_RATE_TOP = 10.0
 TakeInventory = Callable[[], list[InventoryCard]]
 
 
-class MonitorPage(QWidget):
+class MonitorPage(ScrolledPage):
     """Listens to the sampler while it can be seen; hidden or minimised it costs nothing."""
 
     def __init__(
@@ -43,10 +52,11 @@ class MonitorPage(QWidget):
         *,
         inventory: TakeInventory = take_inventory,
     ) -> None:
-        super().__init__(parent)
+        super().__init__(MAX_WIDTH, parent)
         self._core = core
         self._inventory = inventory
         self._history = MachineHistory(HISTORY_CAPACITY)
+        self._num_readings = 0
         self._meter = EngineRateMeter()
         self._disk_traffic = Series(HISTORY_CAPACITY)
         self._rates = Series(HISTORY_CAPACITY)
@@ -57,7 +67,6 @@ class MonitorPage(QWidget):
         self.gpu_groups: dict[str, GpuGroup] = {}
         self._build()
         self.destroyed.connect(lambda _=None: self._stop())
-        ThemeController.current().changed.connect(self._arrange)
 
     @property
     def is_listening(self) -> bool:
@@ -75,48 +84,25 @@ class MonitorPage(QWidget):
         self._stop()
         super().hideEvent(event)
 
-    def resizeEvent(self, event: QResizeEvent) -> None:
-        super().resizeEvent(event)
-        self._arrange()
-
     def _stop(self) -> None:
         if self._stop_listening is not None:
             self._stop_listening()
             self._stop_listening = None
 
     def _build(self) -> None:
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        self._scroll = QScrollArea()
-        self._scroll.setWidgetResizable(True)
         # Nothing on the page takes the keyboard, so the page scrolls with it.
-        self._scroll.setAccessibleName("Monitor")
-        self.setFocusProxy(self._scroll)
-        self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        outer.addWidget(self._scroll)
-        body = QWidget()
-        body.setProperty("surface", "paper")
-        body.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
-        self._scroll.setWidget(body)
-        centre = QHBoxLayout(body)
-        centre.setContentsMargins(SPACE_PAGE, SPACE_PAGE, SPACE_PAGE, SPACE_PAGE)
-        self._sheet = QWidget()
-        centre.addWidget(self._sheet)
-        column = QVBoxLayout(self._sheet)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(SPACE_GROUP)
-        titles = QVBoxLayout()
-        titles.setSpacing(SPACE_TIGHT)
-        titles.addWidget(label("Monitor", "title"))
-        sentence = "Read twice a second while this page is shown; lines go back two minutes."
-        titles.addWidget(label(sentence, "soft", wrap=True))
-        column.addLayout(titles)
+        self.scroll_area.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.scroll_area.setAccessibleName("Monitor")
+        self.setFocusProxy(self.scroll_area)
+        self.add_title(
+            "Monitor", "Read twice a second while this page is shown; lines go back two minutes."
+        )
         self._error = ErrorCard()
-        column.addWidget(self._error)
-        column.addWidget(self._build_machine())
-        column.addWidget(self._build_engine())
-        column.addWidget(self._build_cards())
-        column.addStretch(1)
+        self.column.addWidget(self._error)
+        self.column.addWidget(self._build_machine())
+        self.column.addWidget(self._build_engine())
+        self.column.addWidget(self._build_cards())
+        self.column.addStretch(1)
 
     def _build_machine(self) -> QWidget:
         self.cpu = Tile("CPU")
@@ -149,6 +135,7 @@ class MonitorPage(QWidget):
 
     def _show_reading(self, reading: MachineReading) -> None:
         self._history.add(reading)
+        self._num_readings += 1
         times_s = self._history.time_s
         self.cpu.show_reading(*_describe_cpu(reading.cpu))
         self.cpu.show_history(times_s, self._history.cpu_utilization_percent, 100.0)
@@ -157,7 +144,7 @@ class MonitorPage(QWidget):
         self.memory.show_history(times_s, self._history.memory_used_bytes, top)
         self.disk.show_reading(*_describe_disk(reading.disk))
         self._disk_traffic.append(_traffic(reading.disk))
-        top = max(self._disk_traffic.highest or 0.0, LEAST_DISK_TOP)
+        top = max(rounded_top(self._disk_traffic.highest or 0.0), LEAST_DISK_TOP)
         self.disk.show_history(times_s, self._disk_traffic, top)
         self._show_gpus(reading)
         stats = self._core.host.stats
@@ -166,7 +153,9 @@ class MonitorPage(QWidget):
     def _show_gpus(self, reading: MachineReading) -> None:
         # A card that cannot be used says so itself.
         is_news = bool(self.cards.rows) and not any(row.card.problem for row in self.cards.rows)
-        self.gpu_problem.set_text(reading.gpu_problem if is_news else "")
+        problem = reading.gpu_problem if is_news else ""
+        if problem != self.gpu_problem.text:
+            self.gpu_problem.set_text(problem)
         keys = [gpu_key(index, gpu) for index, gpu in enumerate(reading.gpus)]
         self._gpus.setVisible(bool(keys))
         for key in set(self.gpu_groups) - set(keys):
@@ -177,7 +166,9 @@ class MonitorPage(QWidget):
             if key not in self.gpu_groups:
                 self.gpu_groups[key] = GpuGroup(index)
                 self._gpu_column.addWidget(self.gpu_groups[key])
-                self._arrange()
+                self.arrange()
+            elif len(keys) > MAX_BRISK_GPUS and (index + self._num_readings) % 2:
+                continue
             self.gpu_groups[key].show_reading(gpu, self._history.gpus[key], self._history.time_s)
 
     def _show_engine(self, stats: EngineStats, rate: EngineRate) -> None:
@@ -187,9 +178,10 @@ class MonitorPage(QWidget):
         self._requests_running.append(stats.num_running if is_loaded else None)
         self._hit_percents.append(rate.prefix_hit_percent)
         self.rate.show_reading(*_describe_rate(rate, is_loaded=is_loaded))
-        self.rate.show_history(times_s, self._rates, max(self._rates.highest or 0, LEAST_RATE_TOP))
+        top = max(rounded_top(self._rates.highest or 0.0), LEAST_RATE_TOP)
+        self.rate.show_history(times_s, self._rates, top)
         self.requests.show_reading(f"{stats.num_running} running", f"{stats.num_waiting} waiting")
-        most = max(self._requests_running.highest or 0, 4.0)
+        most = max(rounded_top(self._requests_running.highest or 0.0), 4.0)
         self.requests.show_history(times_s, self._requests_running, most)
         self.hit_rate.show_reading(*_describe_hits(stats, rate))
         self.hit_rate.show_history(times_s, self._hit_percents, 100.0)
@@ -199,13 +191,9 @@ class MonitorPage(QWidget):
             (stats.num_used_blocks, stats.num_cached_blocks, empty), stats.block_size
         )
 
-    def _arrange(self) -> None:
-        scale = ThemeController.current().scale
-        width = self._scroll.width()
-        is_wide = width >= scaled(WIDE_FROM, scale)
-        is_narrow = width < scaled(NARROW_BELOW, scale)
-        self._sheet.setMaximumWidth(scaled(MAX_WIDTH, scale))
-        num_columns = 1 if is_narrow else 3
+    def arrange(self) -> None:
+        is_wide = self.is_at_least(WIDE_FROM)
+        num_columns = 3 if self.is_at_least(NARROW_BELOW) else 1
         self._machine_grid.set_columns(num_columns)
         self._engine_grid.set_columns(num_columns)
         self.blocks.legend.set_columns(num_columns)

@@ -26,6 +26,8 @@ class EndpointGroup(SettingGroup):
     port_chosen = Signal(int)
     key_chosen = Signal(str)
     """Empty: no key."""
+    origins_chosen = Signal(object)
+    """A tuple of texts, as the person wrote them."""
 
     def __init__(self) -> None:
         super().__init__("Endpoint")
@@ -70,6 +72,16 @@ class EndpointGroup(SettingGroup):
         self._key_row = SettingRow("API key", sentence, box, is_below=True)
         self.add_row(self._key_row)
         self._saved_key = ""
+        self.origins = QLineEdit()
+        self.origins.setAccessibleName("Allowed web pages")
+        self.origins.setPlaceholderText("https://app.example.org")
+        self.origins.editingFinished.connect(self._choose_origins)
+        self._saved_origins: tuple[str, ...] = ()
+        sentence = (
+            "Pages that may use the model from a browser, with commas between them. All others are"
+            " refused; programs need no entry."
+        )
+        self.add_row(SettingRow("Allowed web pages", sentence, self.origins, is_below=True))
 
     @property
     def state_text(self) -> str:
@@ -80,6 +92,8 @@ class EndpointGroup(SettingGroup):
             self.port.setValue(server.port)
         self._saved_key = server.api_key
         self.key.setText(server.api_key)
+        self._saved_origins = server.allowed_origins
+        self.origins.setText(", ".join(server.allowed_origins))
         self.copy_key.setVisible(bool(server.api_key))
         self.clear.setVisible(bool(server.api_key))
         self.generate.setVisible(not server.api_key)
@@ -103,7 +117,7 @@ class EndpointGroup(SettingGroup):
         set_tone(self.address, "" if is_on else "soft")
         is_editable = not is_on and not is_busy
         why = "" if is_editable else "Switch the endpoint off to change it."
-        for control in (self.port, self.key, self.generate, self.clear):
+        for control in (self.port, self.key, self.generate, self.clear, self.origins):
             control.setEnabled(is_editable)
             control.setToolTip(why)
 
@@ -114,6 +128,12 @@ class EndpointGroup(SettingGroup):
         key = self.key.text().strip()
         if key != self._saved_key:
             self.key_chosen.emit(key)
+
+    def _choose_origins(self) -> None:
+        entries = self.origins.text().replace(",", " ").split()
+        origins = tuple(dict.fromkeys(entry.rstrip("/") for entry in entries))
+        if origins != self._saved_origins:
+            self.origins_chosen.emit(origins)
 
     def _generate(self) -> None:
         self._set_key(f"octavo-{secrets.token_urlsafe(KEY_BYTES)}")

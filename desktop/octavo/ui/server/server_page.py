@@ -1,10 +1,11 @@
 """The server page: other programs may use the loaded model; who does, and how to begin."""
 
 import dataclasses
+from typing import Any
 
 from PySide6.QtCore import Qt, QTimer
-from PySide6.QtGui import QGuiApplication, QHideEvent, QResizeEvent, QShowEvent
-from PySide6.QtWidgets import QHBoxLayout, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
+from PySide6.QtGui import QGuiApplication, QHideEvent, QShowEvent
+from PySide6.QtWidgets import QHBoxLayout, QSizePolicy, QWidget
 
 from octavo.core import Core
 from octavo.errors import OctavoError, ServerError
@@ -14,10 +15,11 @@ from octavo.ui.server.endpoint_group import EndpointGroup
 from octavo.ui.server.request_table import RequestTable
 from octavo.ui.tasks import spawn
 from octavo.ui.theme import ThemeController
-from octavo.ui.tokens import SPACE_GROUP, SPACE_PAGE, SPACE_TIGHT, SPACE_WITHIN, scaled
+from octavo.ui.tokens import SPACE_WITHIN
 from octavo.ui.widgets.buttons import IconButton
 from octavo.ui.widgets.cards import Card, ErrorCard, Notice
 from octavo.ui.widgets.labels import label
+from octavo.ui.widgets.page import ScrolledPage
 from octavo.ui.widgets.toast import find_toast
 
 WIDE_FROM = 700
@@ -27,14 +29,15 @@ REFRESH_MS = 500
 KEY_VARIABLE = "OCTAVO_API_KEY"
 
 
-class ServerPage(QWidget):
+class ServerPage(ScrolledPage):
     """Starts and stops the endpoint through the core; looks at the board while it is shown."""
 
     def __init__(self, core: Core, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+        super().__init__(MAX_WIDTH, parent)
         self._core = core
         self._is_turning = False
         self._is_turning_on = False
+        self._seen_error: OctavoError | None = None
         self._timer = QTimer(self)
         self._timer.setInterval(REFRESH_MS)
         self._timer.timeout.connect(self.refresh)
@@ -45,11 +48,11 @@ class ServerPage(QWidget):
             core.host.state_changed.connect(lambda _: self._show_state()),
         ]
         self.destroyed.connect(lambda _=None: [disconnect() for disconnect in connections])
-        ThemeController.current().changed.connect(self._arrange)
 
     def refresh(self) -> None:
         """Shows the endpoint and its requests as they are now."""
         self._show_state()
+        self._show_start_error()
         board = self._core.server.board
         self.requests.show_records(board.live(), board.recent())
 
@@ -63,52 +66,28 @@ class ServerPage(QWidget):
         self._timer.stop()
         super().hideEvent(event)
 
-    def resizeEvent(self, event: QResizeEvent) -> None:
-        super().resizeEvent(event)
-        self._arrange()
-
     def _build(self) -> None:
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        self._scroll = QScrollArea()
-        self._scroll.setWidgetResizable(True)
-        self._scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        outer.addWidget(self._scroll)
-        body = QWidget()
-        body.setProperty("surface", "paper")
-        body.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
-        self._scroll.setWidget(body)
-        centre = QHBoxLayout(body)
-        centre.setContentsMargins(SPACE_PAGE, SPACE_PAGE, SPACE_PAGE, SPACE_PAGE)
-        self._sheet = QWidget()
-        centre.addWidget(self._sheet)
-        column = QVBoxLayout(self._sheet)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(SPACE_GROUP)
-        titles = QVBoxLayout()
-        titles.setSpacing(SPACE_TIGHT)
-        titles.addWidget(label("Server", "title"))
-        sentence = "Programs on this machine use the loaded model as they would use OpenAI's."
-        titles.addWidget(label(sentence, "soft", wrap=True))
-        column.addLayout(titles)
+        self.add_title(
+            "Server", "Programs on this machine use the loaded model as they would use OpenAI's."
+        )
         self.error_card = ErrorCard()
         self.note = Notice()
-        column.addWidget(self.error_card)
-        column.addWidget(self.note)
+        self.column.addWidget(self.error_card)
+        self.column.addWidget(self.note)
         self.endpoint = EndpointGroup()
         self.endpoint.switched.connect(self._turn)
         self.endpoint.port_chosen.connect(lambda port: self._save(port=port))
         self.endpoint.key_chosen.connect(lambda key: self._save(api_key=key))
-        column.addWidget(self.endpoint)
-        column.addWidget(label("Example", "heading"))
-        column.addWidget(self._build_example())
-        column.addSpacing(SPACE_WITHIN)
-        column.addWidget(label("Requests", "heading"))
+        self.endpoint.origins_chosen.connect(lambda origins: self._save(allowed_origins=origins))
+        self.column.addWidget(self.endpoint)
+        self.column.addWidget(label("Example", "heading"))
+        self.column.addWidget(self._build_example())
+        self.column.addSpacing(SPACE_WITHIN)
+        self.column.addWidget(label("Requests", "heading"))
         self.requests = RequestTable()
         self.requests.cancel_asked.connect(self._cancel)
-        column.addWidget(self.requests)
-        column.addStretch(1)
+        self.column.addWidget(self.requests)
+        self.column.addStretch(1)
 
     def _build_example(self) -> Card:
         card = Card("notice")
@@ -141,18 +120,19 @@ class ServerPage(QWidget):
                     "The endpoint did not end in time.",
                     hint="It takes no more requests. Restart Octavo to free its port.",
                 )
+            # At the next start it is as the person left it.
+            self._save(is_on=is_on)
         finally:
+            self._seen_error = self._core.server.start_error
             self._is_turning = False
             self.refresh()
 
-    def _save(self, *, port: int | None = None, api_key: str | None = None) -> None:
-        now = self._core.settings.value.server
+    def _save(self, **changes: Any) -> None:
+        """Args:
+        changes: fields of `settings.Server`.
+        """
         try:
-            changed = dataclasses.replace(
-                now,
-                port=now.port if port is None else port,
-                api_key=now.api_key if api_key is None else api_key,
-            )
+            changed = dataclasses.replace(self._core.settings.value.server, **changes)
             self._core.settings.update(server=changed)
         except OctavoError as error:
             self.error_card.show_error(error)
@@ -180,6 +160,14 @@ class ServerPage(QWidget):
         if text != self.example.text():
             self.example.setText(text)
 
+    def _show_start_error(self) -> None:
+        """Says once why the start with the window failed, which nobody was there to see."""
+        error = self._core.server.start_error
+        if not self._is_turning and error is not self._seen_error:
+            self._seen_error = error
+            if error is not None:
+                self.error_card.show_error(error)
+
     def _copy_example(self) -> None:
         QGuiApplication.clipboard().setText(self.example.text())
         if (toast := find_toast(self)) is not None:
@@ -189,14 +177,11 @@ class ServerPage(QWidget):
         self._core.server.board.cancel(request_id)
         self.refresh()
 
-    def _arrange(self) -> None:
-        scale = ThemeController.current().scale
-        width = self._scroll.width()
-        self._sheet.setMaximumWidth(scaled(MAX_WIDTH, scale))
-        self.endpoint.apply_scale(scale)
+    def arrange(self) -> None:
+        self.endpoint.apply_scale(ThemeController.current().scale)
         for row in self.endpoint.rows:
-            row.set_wide(width >= scaled(ROWS_WIDE_FROM, scale))
-        self.requests.set_wide(width >= scaled(WIDE_FROM, scale))
+            row.set_wide(self.is_at_least(ROWS_WIDE_FROM))
+        self.requests.set_wide(self.is_at_least(WIDE_FROM))
 
 
 def describe_endpoint(host: HostState, *, is_on: bool) -> tuple[str, str]:

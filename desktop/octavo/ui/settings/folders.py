@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from octavo.ui.tokens import SPACE_TIGHT, SPACE_WITHIN
 from octavo.ui.widgets.buttons import Button, IconButton
-from octavo.ui.widgets.labels import ElidedLabel
+from octavo.ui.widgets.labels import ElidedLabel, label, set_tone
 
 
 class FolderLine(QWidget):
@@ -48,6 +48,8 @@ class FolderList(QWidget):
         self._column.setContentsMargins(0, 0, 0, 0)
         self._column.setSpacing(SPACE_TIGHT)
         self._lines: list[QWidget] = []
+        self.missing: list[str] = []
+        """Folders that were not there when they were shown."""
         self.add_button = Button("Add folder…", icon_name="folder-plus")
         self.add_button.clicked.connect(self.add_asked)
         self._column.addWidget(self.add_button, 0, Qt.AlignmentFlag.AlignLeft)
@@ -57,9 +59,17 @@ class FolderList(QWidget):
             line.hide()
             line.deleteLater()
         self._lines = []
+        self.missing = [folder for folder in folders if not Path(folder).expanduser().is_dir()]
         for index, folder in enumerate(folders):
             remove = IconButton("x", f"Stop searching {folder}")
             remove.clicked.connect(lambda _=False, folder=folder: self.remove_asked.emit(folder))
-            line = FolderLine(folder, [remove])
+            is_missing = folder in self.missing
+            line = FolderLine(folder, [*([_not_there()] if is_missing else []), remove])
             self._lines.append(line)
             self._column.insertWidget(index, line)
+
+
+def _not_there() -> QLabel:
+    note = label("not there now", "caption")
+    set_tone(note, "caution")
+    return note

@@ -7,12 +7,13 @@ from PySide6.QtCore import QSignalBlocker, Qt, QTimer
 from PySide6.QtWidgets import QHBoxLayout, QPlainTextEdit, QSlider, QWidget
 
 from octavo.engine.device import Device
-from octavo.settings import DTYPES, Settings
+from octavo.settings import DTYPES, KV_DTYPES, Settings
 from octavo.ui.settings.rows import SettingGroup, SettingRow
 from octavo.ui.tokens import SPACE_WITHIN, scaled
 from octavo.ui.widgets.buttons import SegmentedChoice
 from octavo.ui.widgets.inputs import ChoiceBox, DecimalBox, NumberBox
 from octavo.ui.widgets.labels import label
+from octavo.ui.widgets.switch import Switch
 
 SAVE_AFTER_MS = 400
 """Text is saved when the typing pauses."""
@@ -55,6 +56,10 @@ class AppearanceGroup(SettingGroup):
         row.addWidget(self._percent)
         row.addStretch(1)
         self.add_row(SettingRow("Font size", "Of the whole window.", control))
+        self.strip = Switch("Monitor strip")
+        self.strip.clicked.connect(lambda is_on: self._change(shows_monitor_strip=is_on))
+        sentence = "Memory, load and rate at the lower edge of every page."
+        self.add_row(SettingRow("Monitor strip", sentence, self.strip))
 
     def show_settings(self, settings: Settings) -> None:
         self.theme.set_value(settings.appearance.theme)
@@ -62,6 +67,7 @@ class AppearanceGroup(SettingGroup):
         with QSignalBlocker(self.slider):
             self.slider.setValue(percent)
         self._percent.setText(f"{percent} %")
+        self.strip.setChecked(settings.appearance.shows_monitor_strip)
 
     def _preview(self, percent: int) -> None:
         self._percent.setText(f"{percent} %")
@@ -171,6 +177,11 @@ class EngineGroup(SettingGroup):
         self.dtype.chosen.connect(lambda value: self._change(dtype=value))
         sentence = "float32 is exact; the 16-bit types take half the memory."
         self.add_row(SettingRow("Data type", sentence, self.dtype))
+        names = [(name, "Auto" if name == "auto" else name) for name in KV_DTYPES]
+        self.kv_dtype = ChoiceBox("Conversation memory", names)
+        self.kv_dtype.chosen.connect(lambda value: self._change(kv_dtype=value))
+        sentence = "Type of the KV cache. Auto is the data type; int8 holds longer conversations."
+        self.add_row(SettingRow("Conversation memory", sentence, self.kv_dtype))
         self.max_num_seqs = NumberBox("Answers at the same time", 1, 1024)
         self.max_num_seqs.valueChanged.connect(lambda value: self._change(max_num_seqs=value))
         sentence = "Answers share the steps of the model and the memory of its cache."
@@ -179,6 +190,7 @@ class EngineGroup(SettingGroup):
     def show_settings(self, settings: Settings) -> None:
         self.device.set_value(settings.engine.device)
         self.dtype.set_value(settings.engine.dtype)
+        self.kv_dtype.set_value(settings.engine.kv_dtype)
         with QSignalBlocker(self.max_num_seqs):
             self.max_num_seqs.setValue(settings.engine.max_num_seqs)
 
@@ -190,7 +202,7 @@ class EngineGroup(SettingGroup):
                 self.device.addItem(f"GPU {gpu.index}: {gpu.name}", gpu.torch_name)
 
     def apply_scale(self, scale: float) -> None:
-        for control in (self.device, self.dtype, self.max_num_seqs):
+        for control in (self.device, self.dtype, self.kv_dtype, self.max_num_seqs):
             control.setFixedWidth(scaled(CONTROL_WIDTH, scale))
 
     def _change(self, **fields: str | int) -> None:

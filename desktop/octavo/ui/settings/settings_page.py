@@ -3,48 +3,57 @@
 import asyncio
 from collections.abc import Callable
 
-from PySide6.QtCore import Qt
-from PySide6.QtGui import QHideEvent, QResizeEvent, QShowEvent
-from PySide6.QtWidgets import QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtGui import QHideEvent, QShowEvent
+from PySide6.QtWidgets import QWidget
 
 from octavo.core import Core
 from octavo.engine.device import detect_devices
 from octavo.errors import InvalidSettingsError, OctavoError
 from octavo.settings import Settings
 from octavo.ui.settings.groups import AppearanceGroup, ChatGroup, EngineGroup
+from octavo.ui.settings.hub_group import HubGroup
 from octavo.ui.settings.storage_group import AboutGroup, StorageGroup
 from octavo.ui.tasks import spawn
 from octavo.ui.theme import ThemeController
-from octavo.ui.tokens import SPACE_GROUP, SPACE_PAGE, SPACE_WITHIN, scaled
+from octavo.ui.tokens import SPACE_WITHIN
 from octavo.ui.widgets.cards import ErrorCard
 from octavo.ui.widgets.dialogs import confirm
 from octavo.ui.widgets.labels import label
+from octavo.ui.widgets.page import ScrolledPage
 from octavo.ui.widgets.toast import find_toast
 
 WIDE_FROM = 500
 MAX_WIDTH = 720
 
 
-class SettingsPage(QWidget):
+class SettingsPage(ScrolledPage):
     """Shows `Settings` and writes what the person changes."""
 
     def __init__(self, core: Core, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+        super().__init__(MAX_WIDTH, parent)
         self._core = core
         self._store = core.settings
         self._knows_devices = False
         self.error_card = ErrorCard("Reset the settings")
         self.error_card.retry.clicked.connect(lambda: spawn(self._reset(), self.show_error))
         self.appearance = AppearanceGroup(self.save)
-        self.storage = StorageGroup(self.save, core.paths.models_dir)
+        self.storage = StorageGroup(self.save, core)
+        self.hub = HubGroup(core, self.save)
         self.chat = ChatGroup(self.save)
         self.engine = EngineGroup(self.save)
         self._about = AboutGroup(core.paths.log_file)
+        self._groups = (
+            self.appearance,
+            self.storage,
+            self.hub,
+            self.chat,
+            self.engine,
+            self._about,
+        )
         self._build()
         self._show(self._store.value)
         disconnect = self._store.changed.connect(self._show)
         self.destroyed.connect(lambda _=None: disconnect())
-        ThemeController.current().changed.connect(self._arrange)
 
     def save(self, change: Callable[[Settings], Settings]) -> None:
         """Applies a change and writes it; what stands in the way is shown on the page."""
@@ -60,14 +69,22 @@ class SettingsPage(QWidget):
         """Shows what is wrong with the settings or their file."""
         self.error_card.show_error(error)
         self.error_card.retry.setVisible(isinstance(error, InvalidSettingsError))
-        self._scroll.ensureVisible(0, 0)
+        self.scroll_area.ensureVisible(0, 0)
 
-    def resizeEvent(self, event: QResizeEvent) -> None:
-        super().resizeEvent(event)
-        self._arrange()
+    def arrange(self) -> None:
+        scale = ThemeController.current().scale
+        is_wide = self.is_at_least(WIDE_FROM)
+        self.chat.apply_scale(scale)
+        self.engine.apply_scale(scale)
+        for group in self._groups:
+            for row in group.rows:
+                row.set_wide(is_wide)
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
+        # Drives come and go, and another Octavo may have changed the token.
+        self.storage.show_folders()
+        spawn(self.hub.show_place(), self.hub.show_error)
         if not self._knows_devices:
             self._knows_devices = True
             spawn(self._find_devices(), self.show_error)
@@ -77,45 +94,16 @@ class SettingsPage(QWidget):
         super().hideEvent(event)
 
     def _build(self) -> None:
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(0, 0, 0, 0)
-        self._scroll = QScrollArea()
-        self._scroll.setWidgetResizable(True)
-        self._scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self._scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        outer.addWidget(self._scroll)
-        body = QWidget()
-        body.setProperty("surface", "paper")
-        body.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
-        self._scroll.setWidget(body)
-        centre = QHBoxLayout(body)
-        centre.setContentsMargins(SPACE_PAGE, SPACE_PAGE, SPACE_PAGE, SPACE_PAGE)
-        self._sheet = QWidget()
-        centre.addWidget(self._sheet)
-        column = QVBoxLayout(self._sheet)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(SPACE_GROUP)
-        column.addWidget(label("Settings", "title"))
-        column.addWidget(self.error_card)
-        column.addSpacing(SPACE_WITHIN)
-        self._groups = (self.appearance, self.storage, self.chat, self.engine, self._about)
+        self.column.addWidget(label("Settings", "title"))
+        self.column.addWidget(self.error_card)
+        self.column.addSpacing(SPACE_WITHIN)
         for group in self._groups:
-            column.addWidget(group)
-        column.addStretch(1)
+            self.column.addWidget(group)
+        self.column.addStretch(1)
 
     def _show(self, settings: Settings) -> None:
-        for group in (self.appearance, self.storage, self.chat, self.engine):
+        for group in (self.appearance, self.storage, self.hub, self.chat, self.engine):
             group.show_settings(settings)
-
-    def _arrange(self) -> None:
-        scale = ThemeController.current().scale
-        self._sheet.setMaximumWidth(scaled(MAX_WIDTH, scale))
-        is_wide = self._scroll.width() >= scaled(WIDE_FROM, scale)
-        self.chat.apply_scale(scale)
-        self.engine.apply_scale(scale)
-        for group in self._groups:
-            for row in group.rows:
-                row.set_wide(is_wide)
 
     async def _find_devices(self) -> None:
         self.engine.show_devices(await asyncio.to_thread(detect_devices))

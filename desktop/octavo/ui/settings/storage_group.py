@@ -7,46 +7,77 @@ from PySide6.QtCore import QUrl
 from PySide6.QtGui import QDesktopServices
 
 from octavo import __version__
+from octavo.core import Core
+from octavo.hub.hub_cache import default_hub_cache_dir
 from octavo.settings import Settings
-from octavo.ui.settings.folders import FolderLine, FolderList
+from octavo.ui.log_view import show_log
+from octavo.ui.settings.folders import FolderLine, FolderList, short_path
 from octavo.ui.settings.groups import Save
 from octavo.ui.settings.rows import SettingGroup, SettingRow
 from octavo.ui.tasks import spawn
 from octavo.ui.widgets.buttons import Button, IconButton
 from octavo.ui.widgets.dialogs import choose_folder
 from octavo.ui.widgets.labels import label
+from octavo.ui.widgets.switch import Switch
 
 
 class StorageGroup(SettingGroup):
-    """The models folder and further ones to search."""
+    """The models folder, the hub's cache, and further folders to search."""
 
-    def __init__(self, save: Save, default_dir: Path) -> None:
+    def __init__(self, save: Save, core: Core) -> None:
         super().__init__("Models")
         self._save = save
-        self._default_dir = default_dir
-        self._models_dir = default_dir
+        self._core = core
+        self._models_dir = core.models_dir
         change = Button("Change…")
         change.setAccessibleName("Change the models folder")
         change.clicked.connect(lambda: spawn(self._choose_models_dir()))
         self.default_button = Button("Use default", variant="quiet")
         self.default_button.clicked.connect(lambda: self._change(models_dir=""))
         self._line = FolderLine("", [self.default_button, change])
-        self.add_row(SettingRow("Models folder", "Downloads go here.", self._line, is_below=True))
+        sentence = "Imported models, the starter model and, if you choose a folder, downloads."
+        self.add_row(SettingRow("Models folder", sentence, self._line, is_below=True))
+        self.cache_line = FolderLine("", [])
+        self._cache_row = SettingRow("Models of the hub", " ", self.cache_line, is_below=True)
+        self.add_row(self._cache_row)
+        self.shows_cache = Switch("List the models of other programs")
+        self.shows_cache.clicked.connect(lambda is_on: self._change(shows_hub_cache=is_on))
+        self.shared_row = SettingRow("Models of other programs", "", self.shows_cache)
+        self.shared_row.sentence.show()
+        self.add_row(self.shared_row)
         self.folders = FolderList()
         self.folders.add_asked.connect(lambda: spawn(self._choose_folder()))
         self.folders.remove_asked.connect(self.remove_folder)
-        sentence = "Searched for GGUF files and never written to, as the folders of other programs."
+        sentence = "Searched for models and never downloaded to, as the folders of other programs."
         self.add_row(SettingRow("Further folders", sentence, self.folders, is_below=True))
         self._extra: tuple[str, ...] = ()
 
     def show_settings(self, settings: Settings) -> None:
         chosen = settings.storage.models_dir
-        self._models_dir = Path(chosen).expanduser() if chosen else self._default_dir
+        self._models_dir = self._core.models_dir
+        cache, shared = self._core.hub_cache.root, default_hub_cache_dir()
+        self.cache_line.set_path(str(cache))
+        is_own = cache != shared
+        self._cache_row.sentence.setText(
+            "Models of the hub, in the layout that other programs read, too."
+            if is_own
+            else "Models of the hub; other programs that use the hub's cache share them."
+        )
+        # Where downloads go to the shared cache, it is always listed.
+        self.shared_row.setVisible(is_own)
+        self.shared_row.sentence.setText(
+            f"Lists what they have put into the hub's own cache, {short_path(str(shared))}."
+        )
+        self.shows_cache.setChecked(settings.storage.shows_hub_cache)
         self._line.set_path(str(self._models_dir))
         self.default_button.setVisible(bool(chosen))
         if settings.storage.extra_folders != self._extra:
             self._extra = settings.storage.extra_folders
-            self.folders.show_folders(self._extra)
+            self.show_folders()
+
+    def show_folders(self) -> None:
+        """Shows the further folders, and which of them are not there now."""
+        self.folders.show_folders(self._extra)
 
     def add_folder(self, folder: str) -> None:
         """Adds a folder; one that is there already stays once."""
@@ -64,7 +95,7 @@ class StorageGroup(SettingGroup):
     async def _choose_folder(self) -> None:
         self.add_folder(await choose_folder(self, "Folder with models", str(Path.home())))
 
-    def _change(self, **fields: str | tuple[str, ...]) -> None:
+    def _change(self, **fields: str | bool | tuple[str, ...]) -> None:
         self._save(
             lambda now: dataclasses.replace(
                 now,
@@ -82,6 +113,8 @@ class AboutGroup(SettingGroup):
         button = IconButton("folder-open", "Open the folder of the log file")
         url = QUrl.fromLocalFile(str(log_file.parent))
         button.clicked.connect(lambda: QDesktopServices.openUrl(url))
-        line = FolderLine(str(log_file), [button])
+        show = Button("Show the log")
+        show.clicked.connect(lambda: show_log(self, log_file))
+        line = FolderLine(str(log_file), [button, show])
         sentence = "Errors and numbers; never what you or a model wrote."
         self.add_row(SettingRow("Log file", sentence, line, is_below=True))

@@ -20,15 +20,15 @@ class ScrolledPage(QWidget):
         self._max_width = max_width
         outer = QVBoxLayout(self)
         outer.setContentsMargins(0, 0, 0, 0)
-        self.scroll = QScrollArea()
-        self.scroll.setWidgetResizable(True)
-        self.scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-        self.scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        outer.addWidget(self.scroll)
+        self.scroll_area = QScrollArea()
+        self.scroll_area.setWidgetResizable(True)
+        self.scroll_area.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.scroll_area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        outer.addWidget(self.scroll_area)
         body = QWidget()
         body.setProperty("surface", "paper")
         body.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
-        self.scroll.setWidget(body)
+        self.scroll_area.setWidget(body)
         centre = QHBoxLayout(body)
         centre.setContentsMargins(SPACE_PAGE, SPACE_PAGE, SPACE_PAGE, SPACE_PAGE)
         self._sheet = QWidget()
@@ -48,7 +48,7 @@ class ScrolledPage(QWidget):
 
     def is_at_least(self, width: int) -> bool:
         """Whether so many pixels at 100 % are there from edge to edge."""
-        return self.scroll.width() >= scaled(width, ThemeController.current().scale)
+        return self.scroll_area.width() >= scaled(width, ThemeController.current().scale)
 
     def arrange(self) -> None:
         """Called when the width or the scale has changed."""

@@ -1,0 +1,93 @@
+"""Options of the verbs that run a model: `run`, `bench`, `generate`."""
+
+import dataclasses
+
+from octavo.cli.parsers.manual import Example, Verbs, add_engine, add_sampling, add_verb
+from octavo.engine.sampling_params import SamplingParams
+
+
+def add_run(verbs: Verbs) -> None:
+    """`octavo run`."""
+    parser = add_verb(
+        verbs,
+        "run",
+        "chat with a model on the terminal",
+        "Streams an answer to PROMPT, or to what stands on standard input; without either it holds"
+        " a conversation. A single argument that is no model is a prompt for the starter model."
+        " Conversations on the terminal are not kept.",
+        [
+            Example('octavo run starter "Why is the sky blue?"', "one answer"),
+            Example("octavo run starter", "a conversation; Ctrl-D ends it"),
+            Example('git diff | octavo run starter "Summarise this change."', ""),
+            Example('octavo run --temperature 0 --seed 1 "Name a colour."', "the same every time"),
+        ],
+        environment=["CUDA_VISIBLE_DEVICES"],
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="default: the starter model")
+    parser.add_argument(
+        "prompt", nargs="?", metavar="PROMPT", help="default: what stands on standard input"
+    )
+    parser.add_argument("--system", help="system prompt; default: the settings' (none)")
+    add_sampling(parser)
+    add_engine(parser)
+    parser.set_defaults(verb="chat:run_verb")
+
+
+def add_bench(verbs: Verbs) -> None:
+    """`octavo bench`."""
+    parser = add_verb(
+        verbs,
+        "bench",
+        "measure tokens per second and time to first token",
+        "Runs fresh random prompts, greedy and without end of text: prefill and decode of one"
+        " stream, then N streams at once. Medians of the repetitions.",
+        [
+            Example("octavo bench starter", "one stream, then eight"),
+            Example("octavo bench starter --streams 1 4 16 --json", "one JSON object"),
+        ],
+        environment=["CUDA_VISIBLE_DEVICES"],
+    )
+    parser.add_argument(
+        "model", nargs="?", default="starter", metavar="MODEL", help="a name, a path or `starter`"
+    )
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=512, metavar="N", help="length of a prompt"
+    )
+    parser.add_argument(
+        "--output-tokens", type=int, default=64, metavar="N", help="length of an answer"
+    )
+    parser.add_argument(
+        "--streams", type=int, nargs="*", default=[8], metavar="N", help="concurrent requests"
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=5, metavar="N", help="runs after a warm-up"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    add_engine(parser)
+    parser.set_defaults(verb="bench:bench_verb")
+
+
+def add_generate(verbs: Verbs) -> None:
+    """`octavo generate`."""
+    parser = add_verb(
+        verbs,
+        "generate",
+        "JSON lines in, JSON lines out: the door for scripts",
+        "Reads requests from standard input, one JSON object a line: `messages`, `prompt` or"
+        " `prompt_token_ids`, and sampling parameters under their OpenAI or vLLM names. All are"
+        " submitted at once and batch together; results come in the order of the input. Parameters:"
+        f" {', '.join(field.name for field in dataclasses.fields(SamplingParams))}.",
+        [
+            Example(
+                """echo '{"prompt": "The sky is", "max_tokens": 8}' | octavo generate --json""", ""
+            ),
+            Example("octavo generate --model starter < requests.jsonl > results.jsonl", ""),
+        ],
+        environment=["CUDA_VISIBLE_DEVICES"],
+    )
+    parser.add_argument(
+        "--model", default="starter", metavar="MODEL", help="a name, a path or `starter`"
+    )
+    parser.add_argument("--json", action="store_true", help="JSON lines (the only format so far)")
+    add_engine(parser)
+    parser.set_defaults(verb="generate:generate_verb")

@@ -1,0 +1,225 @@
+"""`write_folder_files`: everything of a model's folder but the weights."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from octavo.checkpoint.folder import CONFIG_FILE, FolderHeader
+from octavo.checkpoint.gguf import GGMLType, GGUFHeader
+from octavo.checkpoint.header import CheckpointHeader
+from octavo.engine.checkpoint_parts import read_model_config, read_tokenizer
+from octavo.engine.model_config import ModelConfig
+from octavo.engine.tokenizer import Tokenizer
+from octavo.engine.tokenizer_json import TOKENIZER_FILE, tokenizer_from_folder
+from octavo.errors import StorageError, UnsupportedModelError
+from octavo.quantize.conversion.architectures import Architecture, architecture_of_gguf
+from octavo.quantize.conversion.folder_tokenizer import (
+    special_tokens,
+    tokenizer_config,
+    tokenizer_json,
+)
+from octavo.quantize.conversion.rope_scaling import config_rope_scaling, shortest_float32
+from octavo.quantize.conversion.same_tokens import check_same_tokens
+
+GENERATION_FILE = "generation_config.json"
+
+_COPIED = (
+    GENERATION_FILE,
+    TOKENIZER_FILE,
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+"""What a folder's model consists of beside weights and config.json; no programs."""
+_PACKING_KEYS = ("quantization_config", "compression_config")
+_DTYPES: Mapping[GGMLType, str] = {GGMLType.F32: "float32", GGMLType.BF16: "bfloat16"}
+_ROPE_KEYS = (
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_log_multiplier",
+    "rope.scaling.finetuned",
+)
+_HEAD_KEYS = ("attention.key_length", "attention.value_length")
+
+
+def write_folder_files(
+    header: CheckpointHeader,
+    folder: Path,
+    quantization_config: dict[str, Any] | None,
+    *,
+    dtype: str | None = None,
+) -> None:
+    """Writes config.json, the tokenizer's files and the chat template into a folder.
+
+    Args:
+        header: of the model that the weights come from.
+        folder: exists; files of the same names are replaced.
+        quantization_config: how the weights will be packed; None: they are not.
+        dtype: `bfloat16`, …: of weights that are not packed; None: as in the source, and
+            float16 where that is packed.
+
+    Raises:
+        UnsupportedModelError: something about the model has no place in a folder.
+        CheckpointError: the source is damaged.
+        StorageError: a file cannot be read or written.
+    """
+    try:
+        if isinstance(header, FolderHeader):
+            _copy(header, folder, quantization_config, dtype)
+        else:
+            _Translation(header).write(folder, quantization_config, dtype)
+    except OSError as error:
+        raise StorageError(
+            f"The files of the model cannot be written to {folder}: {error.strerror or error}.",
+            path=folder,
+            hint="Check that the disk has room and that you may write there.",
+        ) from error
+
+
+def _copy(
+    header: FolderHeader,
+    folder: Path,
+    quantization_config: Mapping[str, Any] | None,
+    dtype: str | None,
+) -> None:
+    for pattern in _COPIED:
+        for source in sorted(header.path.glob(pattern)):
+            if source.is_file():
+                target = folder / source.relative_to(header.path)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(source, target)
+    config = {key: value for key, value in header.config.items() if key not in _PACKING_KEYS}
+    if dtype is not None:
+        config.pop("dtype", None)
+        config["torch_dtype"] = dtype
+    _write_json(folder / CONFIG_FILE, _with_packing(config, quantization_config))
+
+
+class _Translation:
+    """The files of a folder from one GGUF file."""
+
+    def __init__(self, header: GGUFHeader) -> None:
+        self._header = header
+        self._architecture: Architecture = architecture_of_gguf(header)
+        self._config: ModelConfig = read_model_config(header)
+        self._tokenizer: Tokenizer = read_tokenizer(header)
+
+    def write(
+        self, folder: Path, quantization_config: Mapping[str, Any] | None, dtype: str | None
+    ) -> None:
+        self._refuse_what_has_no_place()
+        config = _with_packing(self._model_config(dtype), quantization_config)
+        generation = self._generation_config()
+        tokens = tokenizer_json(self._tokenizer, self._header)
+        _write_json(folder / CONFIG_FILE, config)
+        _write_json(folder / GENERATION_FILE, generation)
+        _write_json(folder / TOKENIZER_FILE, tokens, indent=None)
+        _write_json(
+            folder / "tokenizer_config.json", tokenizer_config(self._tokenizer, self._header)
+        )
+        _write_json(
+            folder / "special_tokens_map.json", special_tokens(self._tokenizer, self._header)
+        )
+        written = FolderHeader(folder, config, generation, tensors={})
+        check_same_tokens(
+            self._tokenizer, tokenizer_from_folder(written), self._header, "a tokenizer.json"
+        )
+
+    def _refuse_what_has_no_place(self) -> None:
+        self._architecture.refuse_what_has_no_place(self._config, self._header)
+        if self._config.attention_bias != self._config.attention_output_bias:
+            raise UnsupportedModelError(
+                f"{self._header.path.name} has biases in only a part of its attention, which no "
+                f"config.json of a {self._architecture.model_class} can say.",
+                hint="Choose a method that writes a GGUF file.",
+            )
+        numbers = {number.gguf for number in self._architecture.numbers}
+        known = numbers.union(_ROPE_KEYS, _HEAD_KEYS, self._architecture.ignored)
+        prefix = f"{self._architecture.name}."
+        for key, value in self._header.metadata.items():
+            if key.startswith(prefix) and key.removeprefix(prefix) not in known and value:
+                raise UnsupportedModelError(
+                    f"{self._header.path.name} says {key} = {value!r:.80}, for which a config.json "
+                    "has no place.",
+                    hint="Choose a method that writes a GGUF file.",
+                )
+
+    def _model_config(self, dtype: str | None) -> dict[str, Any]:
+        config = self._config
+        padding = special_tokens(self._tokenizer, self._header).get("pad_token")
+        roles = {} if padding is None else {"pad_token_id": self._tokenizer.special_tokens[padding]}
+        numbers = {
+            number.config: self._plain(getattr(config, number.field))
+            for number in self._architecture.numbers
+        }
+        return {
+            "architectures": [self._architecture.model_class],
+            "model_type": self._architecture.model_types[0],
+            "torch_dtype": dtype or self._dtype(),
+            **numbers,
+            **self._architecture.settings,
+            "head_dim": config.head_dim,
+            "attention_bias": config.attention_bias,
+            "rope_theta": self._plain(config.rope.theta),
+            "rope_scaling": config_rope_scaling(config, self._header),
+            "tie_word_embeddings": config.tie_word_embeddings,
+            **self._generation_config(),
+            **roles,
+        }
+
+    def _generation_config(self) -> dict[str, Any]:
+        roles = {"bos_token_id": self._tokenizer.bos_token_id, "eos_token_id": self._eos()}
+        return {key: value for key, value in roles.items() if value is not None}
+
+    def _eos(self) -> int | list[int] | None:
+        """EOS first, then the other tokens that end a turn."""
+        eos = self._tokenizer.eos_token_id
+        others = sorted(self._tokenizer.stop_token_ids - {eos})
+        stops = [*([] if eos is None else [eos]), *others]
+        return stops[0] if len(stops) == 1 else stops or None
+
+    def _dtype(self) -> str:
+        kinds = {
+            tensor.ggml_type for tensor in self._header.tensors.values() if len(tensor.shape) > 1
+        }
+        # What packs weights in GGUF has scales in float16.
+        return _DTYPES.get(kinds.pop(), "float16") if len(kinds) == 1 else "float16"
+
+    def _plain(self, value: float) -> float:
+        return value if isinstance(value, int) else shortest_float32(value)
+
+
+def _with_packing(
+    config: dict[str, Any], quantization_config: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return (
+        config
+        if quantization_config is None
+        else {
+            **config,
+            "quantization_config": dict(quantization_config),
+        }
+    )
+
+
+def _write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = 2) -> None:
+    text = json.dumps(content, ensure_ascii=False, indent=indent) + "\n"
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The quantise page: a smaller model of one on this machine, and what it cost."""

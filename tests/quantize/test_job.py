@@ -1,0 +1,236 @@
+"""The child process: its errors, its end, and its death at any moment."""
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from octavo.checkpoint.header import read_checkpoint
+from octavo.errors import CheckpointError, EngineError, InsufficientMemoryError, OctavoError
+from octavo.jobs import JobCancelled, JobControl, Progress
+from octavo.quantize.error_lines import error_from_json, error_to_json
+from octavo.quantize.job import evaluate, quantize
+from octavo.quantize.recipe import QuantizeRecipe
+from octavo.quantize.report import read_report, report_file
+from octavo.quantize.writing import write_model
+from tests.support.gguf_files import write_tiny_llama
+
+pytestmark = pytest.mark.usefixtures("paths")
+
+_LONG = {"num_layers": 40, "hidden_size": 256, "num_heads": 16, "intermediate_size": 768}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_tiny_llama(tmp_path / "Tiny.gguf", hidden_size=128, num_heads=8)
+
+
+@pytest.fixture
+def long_source(tmp_path: Path) -> Path:
+    """Some hundred weights, so that there is something to interrupt."""
+    return write_tiny_llama(tmp_path / "Long.gguf", **_LONG)
+
+
+def children() -> list[psutil.Process]:
+    """Processes of ours that quantise."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "octavo.quantize.worker" in process.cmdline():
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("module", ["quantize.job", "cli.quantize", "cli.evaluate"])
+def test_torch_stays_in_the_child(module: str) -> None:
+    code = f"import octavo.{module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def test_report_says_what_it_cost(source: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    recipe = QuantizeRecipe(source, "q8_0", tmp_path / "out" / "Tiny-q8_0.gguf")
+    report = await quantize(recipe, JobControl(seen.append))
+    assert report.output_bytes == recipe.output.stat().st_size < report.source_bytes
+    assert 8.5 < report.bits_per_weight < 9.5
+    assert report.kl_divergence is not None
+    assert 0 < report.kl_divergence < 0.01
+    assert report.perplexity_before != report.perplexity_after
+    assert report.num_tokens > 2000
+    assert read_report(recipe.output) == report
+    stages = list(dict.fromkeys(progress.stage for progress in seen))
+    assert [stages[0], stages[-1]] == ["Quantising", "Reading with the result"]
+    assert not children()
+    # Of another file under this name the report says nothing.
+    recipe.output.write_bytes(b"something else")
+    assert read_report(recipe.output) is None
+
+
+def spoil_last_weight(source: Path) -> None:
+    """Puts NaNs there, which no header shows."""
+    broken = bytearray(source.read_bytes())
+    broken[-64:] = b"\xff" * 64
+    source.write_bytes(broken)
+
+
+async def test_error_of_the_child_is_raised_here(source: Path, tmp_path: Path) -> None:
+    spoil_last_weight(source)
+    recipe = QuantizeRecipe(source, "int8", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="NaN or infinite") as caught:
+        await quantize(recipe, JobControl())
+    assert caught.value.path == source
+    assert caught.value.tensor
+    assert not recipe.output.exists()
+
+
+async def test_death_of_the_child_is_an_error(long_source: Path, tmp_path: Path) -> None:
+    recipe = QuantizeRecipe(long_source, "int4-g64", tmp_path / "out")
+
+    def kill() -> None:
+        wait_until((recipe.partial / "journal.jsonl").exists)
+        for process in children():
+            process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(EngineError, match="signal 9"):
+        await quantize(recipe, JobControl(), evaluates=False)
+    killer.join()
+
+
+async def test_cancelling_ends_the_child_within_a_second(long_source: Path, tmp_path: Path) -> None:
+    recipe = QuantizeRecipe(long_source, "int4-g64", tmp_path / "out")
+    control = JobControl()
+    task = asyncio.create_task(quantize(recipe, control, evaluates=False))
+    await asyncio.to_thread(wait_until, (recipe.partial / "journal.jsonl").exists)
+    cancelled_at = time.monotonic()
+    control.cancel()
+    with pytest.raises(JobCancelled):
+        await task
+    assert not children()
+    assert time.monotonic() - cancelled_at < 1.0
+    assert recipe.partial.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends signals")
+def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
+    long_source: Path, tmp_path: Path
+) -> None:
+    whole = QuantizeRecipe(long_source, "int4-g64", tmp_path / "whole")
+    write_model(whole, JobControl())
+    recipe = QuantizeRecipe(long_source, "int4-g64", tmp_path / "out")
+    journal = recipe.partial / "journal.jsonl"
+    code = (
+        "import asyncio, pathlib, sys; from octavo.jobs import JobControl;"
+        "from octavo.quantize.job import quantize; from octavo.quantize.recipe import *;"
+        "recipe = QuantizeRecipe(*map(pathlib.Path, sys.argv[1:2]), 'int4-g64',"
+        " pathlib.Path(sys.argv[2]));"
+        "asyncio.run(quantize(recipe, JobControl(), evaluates=False))"
+    )
+    chance = random.Random(7)
+    num_finished = [0]
+    for _ in range(2):
+        before = num_finished[-1]
+        parent = subprocess.Popen([sys.executable, "-c", code, long_source, recipe.output])
+        try:
+            wanted = before + chance.randint(1, 60)
+            wait_until(_has_lines(journal, wanted))
+            (child,) = children()
+        finally:
+            # The parent: its child must go by itself.
+            parent.kill()
+            parent.wait()
+        psutil.wait_procs([child], timeout=2.0)
+        assert not child.is_running()
+        num_finished.append(_num_lines(journal))
+        assert not recipe.output.exists()
+    asyncio.run(quantize(recipe, JobControl(), evaluates=False))
+    for file in sorted(whole.output.iterdir()):
+        assert (recipe.output / file.name).read_bytes() == file.read_bytes(), file.name
+    assert not recipe.partial.exists()
+
+
+def _has_lines(path: Path, num_lines: int) -> Callable[[], bool]:
+    return lambda: _num_lines(path) > num_lines
+
+
+def _num_lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def header_bytes(source: Path) -> int:
+    return read_checkpoint(source).tensor_bytes
+
+
+async def test_memory_stays_with_the_largest_weight(tmp_path: Path) -> None:
+    """A model of 380 MB, whose largest weight is 17 MB; torch itself takes some 250 MB or more."""
+    code = "import torch, psutil; print(psutil.Process().memory_info().rss)"
+    shown = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-c", code])
+    torch_bytes = int(shown)
+    source = write_tiny_llama(
+        tmp_path / "Wide.gguf", num_layers=6, hidden_size=1024, num_heads=64, intermediate_size=4096
+    )
+    assert header_bytes(source) > 330e6
+    peak = 0
+
+    def measure(_: Progress) -> None:
+        nonlocal peak
+        for process in children():
+            peak = max(peak, process.memory_info().rss)
+
+    recipe = QuantizeRecipe(source, "int4-g128", tmp_path / "out")
+    await quantize(recipe, JobControl(measure), evaluates=False)
+    assert 0 < peak < torch_bytes + 200e6
+
+
+async def test_evaluating_what_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match=r"damaged|incomplete"):
+        await evaluate(tmp_path / "a.gguf", None, JobControl())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OctavoError("a", hint="b"),
+        CheckpointError("a", hint="b", path=Path("c"), tensor="d"),
+        InsufficientMemoryError("a", needed_bytes=1, free_bytes=2),
+        JobCancelled(),
+    ],
+)
+def test_errors_survive_the_way_through_json(error: OctavoError) -> None:
+    again = error_from_json(error_to_json(error))
+    assert type(again) is type(error)
+    assert vars(again) == vars(error)
+
+
+def test_error_of_a_class_we_do_not_know() -> None:
+    error = error_from_json({"class": "OSError", "message": "a", "hint": "b"})
+    assert type(error) is EngineError
+    assert str(error) == "a b"
+
+
+def test_report_lies_beside(tmp_path: Path) -> None:
+    assert report_file(tmp_path / "a.gguf").name == "a.gguf.report.json"
+    assert read_report(tmp_path / "a.gguf") is None

@@ -1,0 +1,125 @@
+"""Writes a random model of transformers as GGUF, the way llama.cpp's converter does."""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from transformers import PreTrainedModel
+
+from octavo.engine.families import BY_MODEL_TYPE
+
+_PERMUTED = frozenset({"llama", "granite", "smollm3"})
+_GEMMAS = frozenset({"gemma", "gemma2", "gemma3"})
+
+
+def write_family_gguf(path: Path, model: PreTrainedModel) -> None:
+    """All weights in F32 under GGUF's names, with the metadata of the architecture."""
+    config = model.config
+    architecture = BY_MODEL_TYPE[config.model_type].gguf_architecture
+    writer = gguf.GGUFWriter(path, architecture)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _add_rope(writer, config, head_dim)
+    _add_extras(writer, config, architecture)
+    for name, weight in _tensors(model, architecture, head_dim):
+        writer.add_tensor(name, weight.contiguous().numpy())
+    for key in ("long", "short"):
+        factors = _ropes(config)[0].get(f"{key}_factor")
+        if factors:
+            writer.add_tensor(f"rope_factors_{key}.weight", torch.tensor(factors).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _ropes(config: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    rope = config.rope_parameters
+    if "full_attention" in rope:
+        return rope["full_attention"], rope["sliding_attention"]
+    return rope, None
+
+
+def _add_rope(writer: gguf.GGUFWriter, config: Any, head_dim: int) -> None:
+    rope, _ = _ropes(config)
+    rotary_dim = int(head_dim * (rope.get("partial_rotary_factor") or 1.0))
+    writer.add_rope_dimension_count(rotary_dim)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "longrope":
+        original = rope["original_max_position_embeddings"]
+        stretch = config.max_position_embeddings / original
+        magnitude = (1 + torch.tensor(stretch).log() / torch.tensor(original).log()).sqrt()
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(float(magnitude))
+
+
+def _add_extras(writer: gguf.GGUFWriter, config: Any, architecture: str) -> None:
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if architecture in _GEMMAS and hasattr(config, "query_pre_attn_scalar"):
+        writer.add_attention_scale(config.query_pre_attn_scalar**-0.5)
+    if architecture == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if num_experts:
+        writer.add_expert_count(num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        if hasattr(config, "moe_intermediate_size"):
+            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if architecture == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+
+
+def _tensors(
+    model: PreTrainedModel, architecture: str, head_dim: int
+) -> list[tuple[str, torch.Tensor]]:
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
+    tensors = []
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        if architecture in _PERMUTED and ("q_proj" in name or "k_proj" in name):
+            shape = weight.shape
+            halves = weight.view(-1, 2, head_dim // 2, *shape[1:])
+            weight = halves.transpose(1, 2).reshape(shape)
+        if architecture in _GEMMAS and name.endswith("norm.weight"):
+            weight = weight + 1
+        if name.endswith(".experts.gate_up_proj"):
+            gate, up = weight.chunk(2, dim=1)
+            prefix = name.removesuffix("gate_up_proj")
+            tensors.append((_name(names, prefix + "gate_proj.weight"), gate))
+            tensors.append((_name(names, prefix + "up_proj.weight"), up))
+            continue
+        if ".experts." in name:
+            name += ".weight"
+        if name.endswith("shared_expert_gate.weight"):
+            weight = weight.squeeze(0)
+        tensors.append((_name(names, name), weight))
+    return tensors
+
+
+def _name(names: gguf.TensorNameMap, name: str) -> str:
+    known = names.get_name(name, (".weight", ".bias"))
+    if known is None:
+        known = names.get_name(name.replace(".mlp.", ".block_sparse_moe."), (".weight", ".bias"))
+    assert known is not None, name
+    return known

@@ -1,0 +1,156 @@
+"""The log's window: the end of the file, followed while somebody looks."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from PySide6.QtGui import QGuiApplication
+from PySide6.QtWidgets import QWidget
+
+from octavo.ui import log_view
+from octavo.ui.log_view import LogWindow
+from octavo.ui.tasks import UiTasks
+from octavo.ui.theme import ThemeController
+from tests.ui.conftest import until
+
+INFO = "2026-01-02 03:04:05,678 INFO [MainThread] octavo.ui: first paint\n"
+WARNING = "2026-01-02 03:04:06,000 WARNING [MainThread] octavo.hub: slow\n"
+ERROR = (
+    "2026-01-02 03:04:07,000 ERROR [MainThread] octavo.ui: failed\n"
+    "Traceback (most recent call last):\n"
+    '  File "a.py", line 1\n'
+    "KeyError: 'x'\n"
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "octavo.log"
+    file.write_text(INFO + WARNING + ERROR, encoding="utf-8")
+    return file
+
+
+def rotate(path: Path, text: str) -> None:
+    path.rename(path.with_suffix(".log.1"))
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+async def owner(tasks: UiTasks, theme: ThemeController) -> QWidget:
+    return QWidget()
+
+
+@pytest.fixture
+async def window(path: Path, owner: QWidget) -> LogWindow:
+    return LogWindow(path, owner)
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+async def test_it_shows_the_end_and_follows(
+    window: LogWindow, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window._timer.setInterval(20)
+    window.bring_to_front()
+    await until(lambda: "KeyError" in window.text)
+    append(path, INFO.replace("first paint", "half a li"))
+    await until(lambda: "half a li" in window.text)
+    append(path, "2026-01-02 03:04:05,678 INFO [MainThread] octavo.ui: not whole yet")
+    await asyncio.sleep(0.1)
+    assert "not whole" not in window.text
+    append(path, "\n")
+    await until(lambda: "not whole yet" in window.text)
+
+
+async def test_hidden_it_reads_nothing(window: LogWindow, path: Path) -> None:
+    window._timer.setInterval(10)
+    window.show()
+    await until(lambda: "KeyError" in window.text)
+    window.hide()
+    assert not window.is_following
+    append(path, WARNING.replace("slow", "unseen"))
+    await asyncio.sleep(0.1)
+    assert "unseen" not in window.text
+    window.show()
+    await until(lambda: "unseen" in window.text)
+
+
+async def test_a_filter_keeps_a_traceback_with_its_record(window: LogWindow) -> None:
+    window.show()
+    await until(lambda: "KeyError" in window.text)
+    window.filter.set_value("ERROR")
+    window.filter.chosen.emit("ERROR")
+    assert window.text == ERROR.rstrip()
+    window.filter.set_value("WARNING")
+    window.filter.chosen.emit("WARNING")
+    assert window.text == (WARNING + ERROR).rstrip()
+
+
+async def test_a_rotated_file_is_followed(window: LogWindow, path: Path) -> None:
+    window._timer.setInterval(20)
+    window.show()
+    await until(lambda: "KeyError" in window.text)
+    rotate(path, INFO.replace("first paint", "new file"))
+    await until(lambda: "new file" in window.text)
+    assert window.text.count("KeyError") == 1
+
+
+async def test_no_file_yet(tmp_path: Path, owner: QWidget) -> None:
+    window = LogWindow(tmp_path / "none.log", owner)
+    window.show()
+    await asyncio.sleep(0.05)
+    assert window.text == ""
+
+
+async def test_copy_takes_what_is_shown_without_the_home_folder(
+    window: LogWindow, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/ada"))
+    append(path, WARNING.replace("slow", "/home/ada/models is slow"))
+    window.show()
+    await until(lambda: "is slow" in window.text)
+    window.copy_button.click()
+    text = QGuiApplication.clipboard().text()
+    assert "~/models is slow" in text
+    assert "KeyError" in text
+
+
+async def test_a_reader_who_scrolled_up_is_left_there(window: LogWindow, path: Path) -> None:
+    append(path, INFO * 200)
+    window._timer.setInterval(20)
+    window.show()
+    await until(lambda: window.text.count("INFO") > 200)
+    bar = window._text.verticalScrollBar()
+    assert bar.value() == bar.maximum()
+    bar.setValue(3)
+    append(path, WARNING.replace("slow", "at the end"))
+    await until(lambda: "at the end" in window.text)
+    assert bar.value() == 3
+
+
+async def test_a_log_of_100_mb_does_not_hold_the_window_up(window: LogWindow, path: Path) -> None:
+    for _ in range(100):
+        append(path, INFO * 16_000)
+    append(path, WARNING.replace("slow", "the very last"))
+    gaps: list[float] = []
+
+    async def measure() -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.005)
+            gaps.append(time.perf_counter() - before)
+
+    measuring = asyncio.create_task(measure())
+    started_at = time.perf_counter()
+    window.show()
+    await until(lambda: "the very last" in window.text)
+    took_s = time.perf_counter() - started_at
+    measuring.cancel()
+    print(f"100 MB log shown after {took_s:.2f} s, longest gap {max(gaps) * 1000:.0f} ms")
+    assert took_s < 2.0
+    assert max(gaps) < 0.3
+    assert window._text.document().blockCount() <= log_view.MAX_LINES
