@@ -1,6 +1,7 @@
 """Makes the pictures of the window: the real window, the starter model, and what it answers.
 
     .venv/bin/python packaging/screenshots.py [FOLDER] [--model FILE]
+    .venv/bin/python packaging/screenshots.py FOLDER --every-state --model FILE
 
 The starter model is fetched, or taken from FILE. Its answers are greedy and its own; nothing in the
 pictures is made up. A person's own chats and settings are not touched.
@@ -28,10 +29,18 @@ from octavo.ui.application import make_application
 from octavo.ui.chat.conversation_list import ConversationList
 from octavo.ui.event_loop import OctavoLoop
 from octavo.ui.main_window import MainWindow
-from octavo.ui.pages import CHAT, MODELS, MONITOR, SERVER, SETTINGS
+from octavo.ui.pages import CHAT, MODELS, MONITOR, QUANTIZE, SERVER, SETTINGS
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController, ThemeMode
 
+PRIVATE_VARIABLES = (
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "XDG_CACHE_HOME",
+    "HF_TOKEN",
+    "HF_ENDPOINT",
+)
 WIDE = (1120, 760)
 NARROW = (480, 760)
 CONVERSATIONS = (
@@ -58,17 +67,35 @@ def main() -> int:
     default = Path(__file__).resolve().parent / "screenshots"
     parser.add_argument("folder", nargs="?", type=Path, default=default, help="where they go")
     parser.add_argument("--model", type=Path, help="the starter model, if it is here already")
+    parser.add_argument(
+        "--every-state",
+        action="store_true",
+        help="instead: every page in every state, both themes, wide and narrow; needs --model",
+    )
     options = parser.parse_args()
+    if options.every_state and (options.model is None or options.folder == default):
+        parser.error("--every-state needs a FOLDER of its own and --model")
+    # The tests' hub stands beside the package, not in it.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from screenshot_states import take_states
+
     with tempfile.TemporaryDirectory(prefix="octavo-screenshots-") as home:
         # The settings page shows folders: below this home they look like anybody's.
         os.environ.update(HOME=home, USERPROFILE=home, OCTAVO_HOME=str(Path(home) / "octavo"))
         os.environ.update(QT_QPA_PLATFORM="offscreen", QT_SCALE_FACTOR="1")
+        # Nor are the models, the token and the keyring of whoever makes the pictures theirs.
+        for name in PRIVATE_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
         app = make_application()
         app.setCursorFlashTime(0)
         try:
             options.folder.mkdir(parents=True, exist_ok=True)
             with asyncio.Runner(loop_factory=lambda: OctavoLoop(app)) as runner:
-                runner.run(take_pictures(app, options.folder, options.model))
+                if options.every_state:
+                    runner.run(take_states(app, options.folder, options.model, save))
+                else:
+                    runner.run(take_pictures(app, options.folder, options.model))
         except (OctavoError, OSError) as error:
             print(error, file=sys.stderr)
             return 1
@@ -95,7 +122,7 @@ async def take_pictures(app: QApplication, folder: Path, model: Path | None) -> 
         core.settings.update(appearance=appearance)
         themes.set_mode(mode)
         window.resize(*WIDE)
-        for page in (MODELS, MONITOR, SERVER, SETTINGS, CHAT):
+        for page in (MODELS, QUANTIZE, MONITOR, SERVER, SETTINGS, CHAT):
             window.show_page(page)
             await asyncio.sleep(WATCHED_S if page == MONITOR else SETTLE_S)
             save(window, folder / f"{page}-{mode}.png")

@@ -1,6 +1,7 @@
 """The window's tests: no display, Octavo's own event loop, one QApplication with its fonts."""
 
 import asyncio
+import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -68,6 +69,13 @@ async def tasks(app: QApplication) -> AsyncIterator[UiTasks]:
     current = UiTasks.current()
     yield current
     await current.cancel_all()
+
+
+@pytest.fixture(autouse=True)
+def _ended_tasks(request: pytest.FixtureRequest) -> None:
+    """Every test in the loop ends its tasks, and what their end begins, before the loop closes."""
+    if inspect.iscoroutinefunction(request.function):
+        request.getfixturevalue("tasks")
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ class ConfigValues:
     def unsupported(self, problem: str) -> UnsupportedModelError:
         return UnsupportedModelError(
             f"{self.header.path.name} {problem}, which Octavo does not run yet.",
-            hint="Choose another model; `octavo doctor` lists the architectures that run.",
+            hint="Choose another model.",
         )
 
     def _missing(self, key: str) -> CheckpointError:

@@ -150,14 +150,14 @@ def parse_address(text: str, *, endpoint: str = DEFAULT_ENDPOINT) -> HubAddress:
     if host not in (*_KNOWN_HOSTS, own_host):
         raise InvalidInputError(
             f"{host} is not the hub that Octavo asks ({own_host}).",
-            hint="Give its address with --endpoint or $HF_ENDPOINT, or ORG/NAME alone.",
+            hint="Give its address in the settings or with --endpoint, or ORG/NAME alone.",
         )
     parts = [urllib.parse.unquote(part) for part in path.split("/") if part]
     match = _REPOSITORY.fullmatch("/".join(parts[:2]))
     if match is None or parts[0] in ("datasets", "spaces"):
         raise InvalidInputError(
             f"{text!r} names no model: Octavo pulls `starter`, ORG/NAME or ORG/NAME:QUANT.",
-            hint="`octavo search TEXT` lists models.",
+            hint="Search for it by a word of its name.",
         )
     quant, revision = match[2] or "", "main"
     if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve"):
@@ -232,7 +232,7 @@ def choose_variant(address: HubAddress, repository: HubRepository) -> HubVariant
             raise pickled_weights_error(repository.name, repository.pickle)
         raise ModelNotFoundError(
             f"{repository.name} has no language model as GGUF or safetensors.",
-            hint=f"`octavo search {repository.short_name}` finds repositories that have.",
+            hint=f"Search for {repository.short_name}: other repositories may have one.",
         )
     wanted = address.quant.casefold()
     if wanted:
@@ -247,7 +247,7 @@ def choose_variant(address: HubAddress, repository: HubRepository) -> HubVariant
         names = ", ".join(variant.files[0].path for variant in matches)
         raise ModelNotFoundError(
             f"{len(matches)} models of {repository.name} are {matches[0].quantization}: {names}.",
-            hint=f"Name the file: `octavo pull {repository.name}:{matches[0].files[0].path}`.",
+            hint=f"Name the file: {repository.name}:{matches[0].files[0].path}.",
         )
     listing = ", ".join(
         f"{variant.label} ({format_bytes(variant.size_bytes)})" for variant in variants
@@ -255,7 +255,7 @@ def choose_variant(address: HubAddress, repository: HubRepository) -> HubVariant
     problem = f"has no {address.quant}" if wanted else "has no model that is the obvious choice"
     raise ModelNotFoundError(
         f"{repository.name} {problem}. There is: {listing}.",
-        hint=f"Choose one: `octavo pull {repository.name}:{variants[0].label}`.",
+        hint=f"Choose one, as in {repository.name}:{variants[0].label}.",
     )
 
 

@@ -204,8 +204,8 @@ class HuggingFace:
             login = "" if self.token else ", or it is private and Octavo has no token"
             return ModelNotFoundError(
                 f"{self.endpoint} has no model {what}{login}.",
-                hint="Check the name; `octavo search TEXT` lists models. A token goes into the "
-                "settings or $HF_TOKEN.",
+                hint="Check the name, or search for it. A token goes into the settings or"
+                " $HF_TOKEN.",
             )
         if isinstance(error, errors.RevisionNotFoundError):
             return ModelNotFoundError(

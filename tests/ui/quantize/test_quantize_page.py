@@ -12,7 +12,7 @@ from octavo.quantize.interrupted import find_interrupted, note_recipe
 from octavo.quantize.recipe import QuantizeRecipe
 from octavo.quantize.report import QuantizeReport, write_report
 from octavo.ui.quantize import quantize_page
-from octavo.ui.quantize.method_list import MethodList
+from octavo.ui.quantize.method_list import NO_GAIN, MethodList
 from octavo.ui.quantize.quantize_page import QuantizePage
 from octavo.ui.quantize.report_list import describe_loss, figures
 from octavo.ui.tasks import UiTasks
@@ -66,6 +66,7 @@ class FakeQuantize:
             control.raise_if_cancelled()
         if self.error is not None:
             raise self.error
+        recipe.output.write_bytes(b"GGUF")
         return make_report()
 
 
@@ -90,7 +91,7 @@ async def page(
 
 
 def sizes(page: QuantizePage) -> dict[str, str]:
-    return {method: text.text() for method, text in page.methods._sizes.items()}
+    return {method: text.text() for method, text in page.methods.sizes.items()}
 
 
 async def test_lists_what_can_be_made_smaller(page: QuantizePage, core: FakeCore) -> None:
@@ -99,6 +100,14 @@ async def test_lists_what_can_be_made_smaller(page: QuantizePage, core: FakeCore
     assert str(core.models_dir / "tiny-q8_0.gguf") in page.output.text()
     page.methods.set_method("int4-g32")
     assert page.output.text().endswith("tiny-int4-g32")
+
+
+async def test_nothing_is_cut_in_a_narrow_window(page: QuantizePage) -> None:
+    page.resize(420, 700)
+    await until(lambda: page.scroll_area.viewport().width() < 420)
+    sheet = page.scroll_area.widget()
+    assert sheet is not None
+    assert sheet.minimumSizeHint().width() <= page.scroll_area.viewport().width()
 
 
 async def test_a_run_from_the_button_to_the_library(
@@ -120,6 +129,19 @@ async def test_a_run_from_the_button_to_the_library(
     assert quantize.evaluated == [False]
     assert "75% smaller than tiny.gguf" in page.note.text
     assert changes == [None]
+
+
+async def test_stopped_while_measuring_the_result_is_there(
+    page: QuantizePage, core: FakeCore, quantize: FakeQuantize
+) -> None:
+    changes: list[None] = []
+    core.library.changed.connect(changes.append)
+    page.start_button.click()
+    await until(lambda: bool(quantize.recipes))
+    quantize.recipes[0].output.write_bytes(b"GGUF")
+    page.cancel_button.click()
+    await until(lambda: bool(changes))
+    assert "was not measured" in page.note.text
 
 
 async def test_cancel_keeps_what_is_finished(
@@ -227,7 +249,9 @@ def test_figures_name_what_was_measured() -> None:
 def test_sizes_that_are_no_gain_stand_out(app: QApplication) -> None:
     methods = MethodList()
     methods.show_sizes({"q8_0": 2 << 20, "q4_0": 1 << 20}, 2 << 20)
-    shown = {key: text.text() for key, text in methods._sizes.items()}
-    assert shown["q8_0"] == "about 2.0 MiB, not smaller"
+    shown = {key: text.text() for key, text in methods.sizes.items()}
+    assert shown["q8_0"] == "about 2.0 MiB"
+    assert NO_GAIN in methods.summaries["q8_0"].text()
     assert shown["q4_0"] == "about 1.0 MiB"
+    assert NO_GAIN not in methods.summaries["q4_0"].text()
     assert shown["int8"] == ""

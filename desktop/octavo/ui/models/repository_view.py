@@ -190,7 +190,8 @@ class RepositoryView(QWidget):
                 is_recommended=recommended is not None and variant.label == recommended.label,
                 is_asked=self._asked is not None and variant.label == self._asked.label,
             )
-        if checks.failure is not None:
+        # Of a gated one the card above says what to do, and the row why.
+        if checks.failure is not None and not self._gate.isVisibleTo(self):
             self.error_card.show_error(checks.failure)
         else:
             self.error_card.clear()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from PySide6.QtCore import Signal
-from PySide6.QtWidgets import QButtonGroup, QHBoxLayout, QRadioButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QRadioButton, QVBoxLayout, QWidget
 
 from octavo.quantize.methods import METHODS, QuantizeMethod
 from octavo.ui.tokens import SPACE_GROUP, SPACE_WITHIN
@@ -11,6 +11,7 @@ from octavo.ui.widgets.labels import hairline, label, set_tone
 from octavo.units import format_bytes
 
 DEFAULT_METHOD = "q8_0"
+NO_GAIN = "No smaller than the model is now."
 
 
 class MethodList(QWidget):
@@ -24,7 +25,9 @@ class MethodList(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
         self._group = QButtonGroup(self)
-        self._sizes = {}
+        self.sizes: dict[str, QLabel] = {}
+        self.summaries: dict[str, QLabel] = {}
+        """Both by the method's id."""
         for index, method in enumerate(METHODS):
             if index:
                 column.addWidget(hairline())
@@ -32,16 +35,17 @@ class MethodList(QWidget):
             button.setChecked(method.id == DEFAULT_METHOD)
             button.setAccessibleDescription(method.summary)
             self._group.addButton(button, index)
-            self._sizes[method.id] = label("", "figure")
+            self.sizes[method.id] = label("", "figure")
             first = QHBoxLayout()
             first.setContentsMargins(0, SPACE_WITHIN, 0, 0)
             first.setSpacing(SPACE_GROUP)
             first.addWidget(button, 1)
-            first.addWidget(self._sizes[method.id])
+            first.addWidget(self.sizes[method.id])
             column.addLayout(first)
             summary = label(method.summary, "caption", wrap=True)
             # Below the words of the button, not below its circle.
             summary.setContentsMargins(SPACE_GROUP + SPACE_WITHIN, 0, 0, SPACE_WITHIN)
+            self.summaries[method.id] = summary
             column.addWidget(summary)
         self._group.idToggled.connect(lambda _id, is_on: self.chosen.emit() if is_on else None)
 
@@ -61,9 +65,10 @@ class MethodList(QWidget):
         Args:
             source_bytes: of the model as it is now; a result that is no smaller stands out.
         """
-        for method_id, text in self._sizes.items():
-            size = sizes.get(method_id)
+        for method in METHODS:
+            size = sizes.get(method.id)
             is_smaller = size is None or size < source_bytes
-            words = "" if size is None else f"about {format_bytes(size)}"
-            text.setText(words if is_smaller else f"{words}, not smaller")
-            set_tone(text, "soft" if is_smaller else "caution")
+            self.sizes[method.id].setText("" if size is None else f"about {format_bytes(size)}")
+            set_tone(self.sizes[method.id], "soft" if is_smaller else "caution")
+            words = method.summary if is_smaller else f"{method.summary} {NO_GAIN}"
+            self.summaries[method.id].setText(words)

@@ -66,6 +66,7 @@ class QuantizePage(ScrolledPage):
         self._build()
         self.run.changed.connect(self._show_run)
         self.run.ended.connect(self._look_for_interrupted)
+        self.run.cancelled.connect(self._keep_unmeasured)
         self.run.finished.connect(self._finish)
         self.run.failed.connect(self._fail)
         disconnect = core.library.changed.connect(lambda _: self._refresh())
@@ -267,6 +268,12 @@ class QuantizePage(ScrolledPage):
         if recipe is not None:
             self.run_title.setText(f"Making {recipe.output.name}")
             self.progress.show_progress(self.run.progress)
+
+    def _keep_unmeasured(self, recipe: QuantizeRecipe) -> None:
+        """Stopped while it was measured, a model is finished all the same."""
+        if recipe.output.exists():
+            self.note.set_text("The result is in the library. Its quality was not measured.")
+            self._core.library.changed.emit(None)
 
     def _finish(self, report: QuantizeReport) -> None:
         smaller = 1 - report.output_bytes / max(1, report.source_bytes)

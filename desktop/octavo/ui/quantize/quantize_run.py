@@ -29,6 +29,8 @@ class QuantizeRun(QObject):
     changed = Signal()
     ended = Signal()
     """However it went; not when the window closes."""
+    cancelled = Signal(object)
+    """The QuantizeRecipe of a run that was stopped."""
     finished = Signal(object)
     """The QuantizeReport."""
     failed = Signal(object)
@@ -64,6 +66,7 @@ class QuantizeRun(QObject):
             report = await self._quantize(recipe, self._control, evaluates)
         except JobCancelled:
             self._end()
+            self.cancelled.emit(recipe)
         except OctavoError:
             self._end()
             raise

@@ -11,6 +11,8 @@ from octavo.units import format_bytes, format_seconds
 
 RATE_AFTER_S = 1.0
 """An estimate made sooner would jump about."""
+COARSE_BELOW_S = 10.0
+"""No estimate is as exact as single seconds."""
 STEPS = 1000
 
 
@@ -72,4 +74,6 @@ def describe_amount(progress: Progress, moved: int, elapsed_s: float) -> str:
     if moved <= 0 or elapsed_s < RATE_AFTER_S or progress.done >= progress.total:
         return text
     left_s = (progress.total - progress.done) * elapsed_s / moved
-    return f"{text} · about {format_seconds(max(1.0, round(left_s)))} left"
+    if left_s < COARSE_BELOW_S:
+        return f"{text} · a few seconds left"
+    return f"{text} · about {format_seconds(round(left_s))} left"

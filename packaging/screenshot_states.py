@@ -1,0 +1,210 @@
+"""The window in every state that a page has, for whoever looks whether they are right.
+
+A hub of the tests' own stands in for the real one: nothing here asks the network.
+"""
+
+import asyncio
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from PySide6.QtWidgets import QApplication
+
+from octavo.core import Core
+from octavo.errors import OctavoError
+from octavo.hub.library import LibraryModel
+from octavo.paths import AppPaths
+from octavo.settings import Hub
+from octavo.ui.main_window import MainWindow
+from octavo.ui.models.models_page import ModelsPage
+from octavo.ui.pages import CHAT, MODELS, MONITOR, QUANTIZE, SERVER, SETTINGS
+from octavo.ui.quantize.quantize_page import QuantizePage
+from octavo.ui.settings.settings_page import SettingsPage
+from octavo.ui.tasks import UiTasks
+from octavo.ui.theme import ThemeController, ThemeMode
+from tests.hub.hub_server import HubServer, Repo, serving_hub
+
+SIZES = {"wide": (1120, 760), "narrow": (480, 760)}
+MODES: tuple[ThemeMode, ...] = ("light", "dark")
+SETTLE_S = 0.5
+WATCHED_S = 6.0
+TIMEOUT_S = 300.0
+MAX_ANSWER_TOKENS = 60
+REPOSITORY = "local/SmolLM2-135M-Instruct-GGUF"
+NOWHERE = "http://127.0.0.1:9"
+"""No hub listens there."""
+SLOW_S = 0.002
+"""Between two chunks of the local hub: a download that can be watched."""
+
+Save = Callable[[MainWindow, Path], None]
+
+
+class Stage:
+    """One window, and the pictures that are taken of it."""
+
+    def __init__(self, app: QApplication, folder: Path, save: Save) -> None:
+        self.core = Core(AppPaths.default())
+        chat = self.core.settings.value.chat
+        self.core.settings.update(
+            chat=dataclasses.replace(chat, temperature=0.0, seed=1, max_tokens=MAX_ANSWER_TOKENS)
+        )
+        # Before the window, whose widgets listen to it.
+        self._themes = ThemeController(app, "light")
+        self.window = MainWindow(self.core)
+        self._folder = folder
+        self._save = save
+        self.window.show()
+
+    async def shoot(self, page: str, state: str) -> None:
+        """Saves a page in both themes and both widths."""
+        self.window.show_page(page)
+        for mode in MODES:
+            self._themes.set_mode(mode)
+            for name, size in SIZES.items():
+                self.window.resize(*size)
+                await asyncio.sleep(SETTLE_S)
+                self._save(self.window, self._folder / f"{page}-{state}-{mode}-{name}.png")
+
+    @property
+    def models(self) -> ModelsPage:
+        page = self.window.page(MODELS)
+        assert isinstance(page, ModelsPage)
+        return page
+
+    @property
+    def quantize(self) -> QuantizePage:
+        page = self.window.page(QUANTIZE)
+        assert isinstance(page, QuantizePage)
+        return page
+
+    def set_hub(self, **changes: object) -> None:
+        hub = dataclasses.replace(Hub(), **changes)  # type: ignore[arg-type]
+        self.core.settings.update(hub=hub)
+
+
+async def take_states(app: QApplication, folder: Path, model: Path, save: Save) -> None:
+    """Walks a window of its own through every state.
+
+    Args:
+        model: the starter model's file.
+        save: writes one picture.
+    """
+    content = await asyncio.to_thread(model.read_bytes)
+    repos = {
+        REPOSITORY: Repo({"SmolLM2-135M-Instruct-Q4_1.gguf": content}),
+        "local/Gated-GGUF": Repo({"gated-Q4_1.gguf": content}, gated=True),
+    }
+    stage = Stage(app, folder, save)
+    with serving_hub(repos) as hub:
+        await _first_start(stage)
+        await _finding(stage, hub)
+        await _using(stage, model, content)
+        await UiTasks.current().cancel_all()
+        stage.window.hide()
+        await stage.core.close()
+    stage.window.deleteLater()
+
+
+async def _first_start(stage: Stage) -> None:
+    """Nothing is here yet."""
+    for page in (CHAT, MODELS, QUANTIZE, SERVER, SETTINGS):
+        await stage.shoot(page, "empty")
+
+
+async def _finding(stage: Stage, hub: HubServer) -> None:
+    models = stage.models
+    finder = models.finder
+    models.open_search()
+    await stage.shoot(MODELS, "find-start")
+    stage.set_hub(is_offline=True)
+    finder.search_for("smollm2")
+    await stage.shoot(MODELS, "find-offline")
+    stage.set_hub(endpoint=NOWHERE)
+    finder.search_for("smollm2")
+    await until(lambda: finder.error_card.error is not None)
+    await stage.shoot(MODELS, "find-unreachable")
+    stage.set_hub(endpoint=hub.url)
+    stage.core.downloads.start()
+    finder.search_for("nothing of this name")
+    await asyncio.sleep(1.0)
+    await stage.shoot(MODELS, "find-nothing")
+    finder.search_for("local")
+    await until(finder.results.isVisible)
+    await stage.shoot(MODELS, "find-results")
+    finder.search_for("local/Gated-GGUF")
+    await until(finder.repository_view.isVisible)
+    await stage.shoot(MODELS, "gated")
+    finder.search_for(REPOSITORY)
+    await until(finder.repository_view.take_button.isVisible)
+    await stage.shoot(MODELS, "repository")
+    hub.pause_s = SLOW_S
+    finder.repository_view.take_button.click()
+    await until(lambda: any(item.done_bytes for item in stage.core.downloads.downloads))
+    await stage.shoot(MODELS, "downloading")
+    (download,) = stage.core.downloads.downloads
+    stage.core.downloads.pause(download.id)
+    await stage.shoot(MODELS, "paused")
+    stage.core.downloads.cancel(download.id)
+
+
+async def _using(stage: Stage, model: Path, content: bytes) -> None:
+    core, window = stage.core, stage.window
+    core.models_dir.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(model, core.models_dir / model.name)
+    await asyncio.to_thread((core.models_dir / "broken.gguf").write_bytes, content[:5000])
+    core.library.changed.emit(None)
+    stage.models.show_view("library")
+    await asyncio.sleep(1.0)
+    await stage.shoot(MODELS, "library")
+    broken = await asyncio.to_thread(core.library.find, "broken")
+    await _fail_to_load(core, broken)
+    await stage.shoot(CHAT, "error")
+    loading = asyncio.create_task(core.host.load(core.library.find(model.stem)))
+    await asyncio.sleep(0.2)
+    await stage.shoot(CHAT, "loading")
+    await loading
+    composer = window.chat_page.composer
+    composer.set_text("Why is the sky blue?")
+    composer.press()
+    await until(lambda: not composer.is_busy)
+    await stage.shoot(CHAT, "answered")
+    quantize = stage.quantize
+    await until(quantize.start_button.isVisible)
+    await stage.shoot(QUANTIZE, "form")
+    quantize.start_button.click()
+    await until(lambda: quantize.run.progress.done > 0)
+    quantize.cancel_button.click()
+    await until(lambda: bool(quantize.interrupted.resume_buttons))
+    await stage.shoot(QUANTIZE, "interrupted")
+    quantize.interrupted.resume_buttons[0].click()
+    await stage.shoot(QUANTIZE, "running")
+    await until(lambda: quantize.run.recipe is None and bool(quantize.reports.cards))
+    await stage.shoot(QUANTIZE, "reports")
+    window.show_page(MONITOR)
+    await asyncio.sleep(WATCHED_S)
+    await stage.shoot(MONITOR, "watching")
+    window.show_page(SERVER)
+    await core.start_server()
+    await asyncio.sleep(1.0)
+    await stage.shoot(SERVER, "on")
+    settings = window.page(SETTINGS)
+    assert isinstance(settings, SettingsPage)
+    await stage.shoot(SETTINGS, "top")
+    bar = settings.scroll_area.verticalScrollBar()
+    bar.setValue(bar.maximum())
+    await stage.shoot(SETTINGS, "bottom")
+
+
+async def _fail_to_load(core: Core, model: LibraryModel) -> None:
+    try:
+        await core.host.load(model)
+    except OctavoError:
+        return
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for what a widget shows."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110 (a widget's state has no event to wait for)
+            await asyncio.sleep(0.05)
