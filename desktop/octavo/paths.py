@@ -74,3 +74,11 @@ def resources_dir() -> Path:
         if candidate.is_dir():
             return candidate
     raise FileNotFoundError(f"Octavo's resources folder is missing beside {package}.")
+
+
+def short_path(path: str) -> str:
+    """The path with `~` for the person's own folder, as terminals and file managers write it."""
+    home = Path.home()
+    if Path(path).is_relative_to(home) and home != Path(home.anchor):
+        return str(Path("~") / Path(path).relative_to(home))
+    return path

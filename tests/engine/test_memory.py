@@ -1,5 +1,6 @@
 """The memory plan is arithmetic: it can be checked without a model or a machine."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -134,3 +135,66 @@ def test_every_plan_can_hold_a_context_or_does_not_fit(model: ModelConfig, free:
 def test_sizes_read_well() -> None:
     assert format_bytes(int(17.24 * GIB)) == "17.2 GiB"
     assert format_bytes(300 << 20) == "300.0 MiB"
+
+
+# Gemma 3 1B: every sixth layer sees all.
+LIKE_GEMMA3 = dataclasses.replace(
+    SMOLLM2_135M,
+    num_layers=26,
+    num_heads=4,
+    num_kv_heads=1,
+    head_dim=256,
+    max_position_embeddings=32_768,
+    windows=tuple(None if layer % 6 == 5 else 512 for layer in range(26)),
+)
+LIKE_MISTRAL = dataclasses.replace(
+    LLAMA_8B, max_position_embeddings=32_768, windows=(4096,) * LLAMA_8B.num_layers
+)
+
+
+def test_layers_with_a_window_hold_no_more_than_it_and_a_chunk() -> None:
+    windowed = plan(LIKE_GEMMA3, cpu(60), dtype="bfloat16")
+    assert windowed.kv_tokens == 4 * 32_768
+    # 512 tokens of window and a step of 512, of each of 4 sequences; the null block.
+    assert windowed.num_group_blocks == (4 * 2048 + 1, 4 * 65 + 1)
+    full = plan(dataclasses.replace(LIKE_GEMMA3, windows=()), cpu(60), dtype="bfloat16")
+    assert full.kv_tokens == windowed.kv_tokens
+    assert item(windowed, "KV cache") < 0.2 * item(full, "KV cache")
+
+
+def test_windows_as_wide_as_the_context_are_none() -> None:
+    narrow = plan(LIKE_GEMMA3, cpu(60), max_model_len=512)
+    assert narrow.num_window_blocks == ()
+
+
+@pytest.mark.parametrize("free", [0.5, 2.0, 4.0, 9.0, 20.0, 60.0])
+def test_every_group_has_room_for_a_sequence_and_none_more_than_it_can_use(free: float) -> None:
+    for device in (cpu(free), gpu(free)):
+        planned = plan(LIKE_GEMMA3, device)
+        first, window = planned.num_group_blocks
+        assert min(65 + 1, first) <= window <= first
+        assert planned.kv_tokens >= 512
+    roomy = plan(LIKE_GEMMA3, gpu(60))
+    assert roomy.num_group_blocks == (64 * 2048 + 1, 64 * 65 + 1)
+
+
+def test_a_model_of_windows_only_is_bounded_by_none() -> None:
+    planned = plan(LIKE_MISTRAL, gpu(22))
+    # Each conversation of 32,768 tokens takes 289 blocks, not 2,048.
+    assert planned.kv_tokens == (planned.num_kv_blocks - 1) // 289 * 32_768
+    assert planned.kv_tokens > 3 * planned.num_kv_blocks * 16
+    few = plan(LIKE_MISTRAL, gpu(22), num_kv_blocks=101)
+    assert few.kv_tokens == 1600
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "head_bytes"),
+    [("auto", 128), ("float16", 128), ("float8_e4m3", 64), ("int8", 66)],
+)
+def test_the_kv_type_counts(kv_dtype: str, head_bytes: int) -> None:
+    planned = plan(SMOLLM2_135M, cpu(30), dtype="bfloat16", kv_dtype=kv_dtype)
+    num_slots = planned.num_kv_blocks * 16 * 30 * 2 * 3
+    assert item(planned, "KV cache") == num_slots * head_bytes
+    name = "bfloat16" if kv_dtype == "auto" else kv_dtype
+    assert planned.kv_dtype == name
+    assert name in next(entry.detail for entry in planned.items if entry.name == "KV cache")

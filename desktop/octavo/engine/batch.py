@@ -62,6 +62,7 @@ class _BlockRows:
         # Zeroed memory costs nothing until it is touched, so rows can be as long as they may get.
         self._tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
         self._num_blocks = [0] * max_num_seqs
+        self._last_block = [0] * max_num_seqs
         # Leading entries that are known to be the null block, because they left the window.
         self._num_dropped = [0] * max_num_seqs
 
@@ -72,10 +73,13 @@ class _BlockRows:
             known = self._num_dropped[row]
             self._tables[row, known:dropped] = table[known:dropped]
             self._num_dropped[row] = dropped
+        num_blocks = self._num_blocks[row]
         # Copy-on-write exchanges a block only where it is written, so from this step's first on.
-        first = min(start // self._block_size, self._num_blocks[row])
+        first = min(start // self._block_size, num_blocks)
+        if first == num_blocks - 1 == len(table) - 1 and table[first] == self._last_block[row]:
+            return  # as in most steps of a decode
         self._tables[row, first : len(table)] = table[first:]
-        self._num_blocks[row] = len(table)
+        self._num_blocks[row], self._last_block[row] = len(table), table[-1]
 
     def clear(self, row: int) -> None:
         self._tables[row, : self._num_blocks[row]] = 0

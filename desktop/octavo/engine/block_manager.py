@@ -170,19 +170,24 @@ class BlockManager:
         num_computed = sequence.num_computed_tokens
         next_written = num_computed // self.block_size
         tables = sequence.block_tables
+        is_ready = True
         wanted: list[int] = []
         for group, table in zip(self._groups, tables, strict=True):
             num_tokens = len(sequence.token_ids)
             if group.window is not None:
                 num_tokens = min(num_tokens, num_computed + self._max_step_tokens)
                 group.drop_unseen(table, num_computed)
-            num_new = -(-num_tokens // self.block_size) - len(table)
-            num_taken = num_new if num_new > 0 else 0
-            wanted.append(num_taken)
+            num_new = max(0, -(-num_tokens // self.block_size) - len(table))
+            wanted.append(num_new)
+            if num_new == 0 and group.pool.is_private(table[next_written]):
+                continue  # as in most steps of a decode
+            is_ready = False
             if next_written < len(table) and group.pool.is_shared(table[next_written]):
-                num_taken += 1
-            if num_taken + reserve > group.pool.num_free_blocks:
+                num_new += 1
+            if num_new + reserve > group.pool.num_free_blocks:
                 return False
+        if is_ready:
+            return True
         for group, table, num_new in zip(self._groups, tables, wanted, strict=True):
             if next_written < len(table):
                 table[next_written] = group.pool.make_private(table[next_written])

@@ -109,6 +109,11 @@ class BlockPool:
     def is_shared(self, block_id: int) -> bool:
         return self._blocks[block_id].ref_count > 1
 
+    def is_private(self, block_id: int) -> bool:
+        """Whether its one owner may write it."""
+        block = self._blocks[block_id]
+        return block.ref_count == 1 and block.block_hash is None
+
     def share(self, block_id: int) -> None:
         """Takes one more reference to a block, which may be free."""
         self._share(self._blocks[block_id])

@@ -71,6 +71,10 @@ class ModelRunner:
     def attention_backend_name(self) -> str:
         return self._backend.name
 
+    @property
+    def kv_cache_bytes(self) -> int:
+        return self._kv_cache.num_bytes
+
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepOutput:
         """Computes one step and samples where a sequence's tokens are all in the cache.

@@ -7,7 +7,7 @@ import pytest
 from PySide6.QtWidgets import QDialog
 
 from octavo.errors import InvalidSettingsError, OctavoError
-from octavo.ui.settings.folders import short_path
+from octavo.paths import short_path
 from octavo.ui.settings.settings_page import SettingsPage
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController

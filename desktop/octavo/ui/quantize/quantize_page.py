@@ -12,6 +12,7 @@ from octavo.checkpoint.header import read_checkpoint
 from octavo.core import Core
 from octavo.errors import OctavoError
 from octavo.hub.library import LibraryModel
+from octavo.paths import short_path
 from octavo.quantize.interrupted import InterruptedRun, discard, find_interrupted
 from octavo.quantize.methods import METHODS
 from octavo.quantize.recipe import (
@@ -229,7 +230,7 @@ class QuantizePage(ScrolledPage):
 
     def _show_output(self) -> None:
         recipe = self._recipe()
-        self.output.setText(f"Becomes {recipe.output}" if recipe else "")
+        self.output.setText(f"Becomes {short_path(str(recipe.output))}" if recipe else "")
 
     def _recipe(self) -> QuantizeRecipe | None:
         model = self._sources.get(self.picker.value)

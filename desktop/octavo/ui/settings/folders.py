@@ -6,6 +6,7 @@ from pathlib import Path
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
+from octavo.paths import short_path
 from octavo.ui.tokens import SPACE_TIGHT, SPACE_WITHIN
 from octavo.ui.widgets.buttons import Button, IconButton
 from octavo.ui.widgets.labels import ElidedLabel, label, set_tone
@@ -26,14 +27,6 @@ class FolderLine(QWidget):
 
     def set_path(self, path: str) -> None:
         self._path.setText(short_path(path))
-
-
-def short_path(path: str) -> str:
-    """The path with `~` for the person's own folder, as terminals and file managers write it."""
-    home = Path.home()
-    if Path(path).is_relative_to(home) and home != Path(home.anchor):
-        return str(Path("~") / Path(path).relative_to(home))
-    return path
 
 
 class FolderList(QWidget):

@@ -9,9 +9,10 @@ from PySide6.QtGui import QDesktopServices
 from octavo import __version__
 from octavo.core import Core
 from octavo.hub.hub_cache import default_hub_cache_dir
+from octavo.paths import short_path
 from octavo.settings import Settings
 from octavo.ui.log_view import show_log
-from octavo.ui.settings.folders import FolderLine, FolderList, short_path
+from octavo.ui.settings.folders import FolderLine, FolderList
 from octavo.ui.settings.groups import Save
 from octavo.ui.settings.rows import SettingGroup, SettingRow
 from octavo.ui.tasks import spawn
