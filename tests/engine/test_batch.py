@@ -111,3 +111,24 @@ def test_many_random_steps() -> None:
                 sequence.block_table = []
                 sequence.num_computed_tokens = 0
                 batch.remove(sequence)
+
+
+def test_blocks_that_left_a_window_are_the_null_block() -> None:
+    batch = PersistentBatch(2, 64, BLOCK_SIZE, windows=(None, 6))
+    sequence = make_sequence(0, range(30))
+    for start, num_tokens in ((0, 7), (7, 6), (13, 1), (14, 10), (24, 6)):
+        first_held = max(0, start - 6) // BLOCK_SIZE
+        num_blocks = -(-(start + num_tokens) // BLOCK_SIZE)
+        sequence.block_tables = [
+            list(range(1, num_blocks + 1)),
+            [0] * first_held + list(range(31 + first_held, num_blocks + 31)),
+        ]
+        full, windowed = prepare(batch, (sequence, start, num_tokens)).groups
+        assert full.block_tables.tolist() == [sequence.block_tables[0]]
+        assert windowed.block_tables.tolist() == [sequence.block_tables[1]]
+        assert (windowed.slot_mapping - full.slot_mapping).tolist() == [120] * num_tokens
+    batch.remove(sequence)
+    other = make_sequence(1, range(9))
+    other.block_tables = [[3, 1, 2], [5, 7, 4]]
+    _, windowed = prepare(batch, (other, 0, 9)).groups
+    assert windowed.block_tables.tolist() == [[5, 7, 4]]

@@ -250,3 +250,37 @@ def test_two_hundred_requests_with_aborts_in_a_tiny_pool() -> None:
     assert engine.num_preemptions > 20
     assert engine.model.num_copies > 20
     assert engine.blocks.num_hit_tokens > 100
+
+
+def test_prompts_that_lose_what_they_shared_take_blocks_from_nobody_in_the_step() -> None:
+    """With a window a prompt asks for blocks while it runs: what it gave up, others still hold."""
+    num_preemptions = 0
+    for seed in range(150):
+        chance = random.Random(seed)
+        window_blocks = chance.randint(14, 22)
+        has_full = chance.random() < 0.5
+        engine = FakeEngine(
+            num_blocks=60 if has_full else window_blocks,
+            num_window_blocks=window_blocks,
+            windows=(None, 4) if has_full else (4,),
+            block_size=1,
+            max_num_batched_tokens=chance.choice((3, 4, 5)),
+        )
+        base = list(range(12))
+        engine.add(base, max_tokens=30, priority=1)
+        for _ in range(chance.randint(3, 8)):
+            engine.step()
+        for _ in range(4):
+            tail = [chance.randrange(40) for _ in range(chance.choice((2, 20)))]
+            engine.add(
+                base[: chance.choice((4, 6, 8, 12))] + tail,
+                n=chance.choice((1, 2)),
+                max_tokens=20,
+                priority=chance.choice((0, 1)),
+            )
+            for _ in range(chance.randint(0, 4)):
+                engine.step()
+        engine.run()
+        engine.check_done()
+        num_preemptions += engine.num_preemptions
+    assert num_preemptions > 20

@@ -96,7 +96,7 @@ class BlockManager:
 
     @property
     def num_blocks(self) -> int:
-        """Of the first group, like the counts below: there a conversation's length costs most."""
+        """Of the first group, like the three counts below: what sees the whole context."""
         return self._groups[0].pool.num_blocks
 
     @property

@@ -95,7 +95,8 @@ class EngineStats:
     num_running: int = 0
     num_waiting: int = 0
     num_blocks: int = 0
-    """Blocks that can be handed out; the null block is not counted."""
+    """Blocks that can be handed out; the null block is not counted. This and the next two count the
+    first KV group: the layers that see the whole context, where there are such."""
     num_used_blocks: int = 0
     num_cached_blocks: int = 0
     """Free blocks that still hold a cached prefix."""
