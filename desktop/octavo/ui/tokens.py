@@ -115,8 +115,6 @@ FONT_UI = "Inter"
 FONT_MONO = "JetBrains Mono"
 
 CONTROL_HEIGHT = 32
-READING_WIDTH = 700
-"""Pixels at scale 1: about 72 characters of the reading size."""
 
 
 def scaled(pixels: int, scale: float) -> int:

@@ -63,10 +63,6 @@ class AttentionMetadata:
     def max_seqlen_q(self) -> int:
         return max(self.query_lens)
 
-    @property
-    def max_context_len(self) -> int:
-        return max(self.host_context_lens)
-
 
 @dataclass(frozen=True, slots=True)
 class AttentionRule:

@@ -55,10 +55,6 @@ class MonitorStrip(QAbstractButton):
     def is_listening(self) -> bool:
         return self._stop_listening is not None
 
-    @property
-    def text_shown(self) -> str:
-        return "   ".join(f"{part.name} {part.figure}".strip() for part in self.parts)
-
     def sizeHint(self) -> QSize:
         return QSize(LEAST_WIDTH, scaled(HEIGHT, ThemeController.current().scale))
 

@@ -59,6 +59,3 @@ class SettingGroup(QWidget):
         self._column.addWidget(hairline())
         self._column.addWidget(row)
         self.rows.append(row)
-
-    def add_widget(self, widget: QWidget) -> None:
-        self._column.addWidget(widget)
