@@ -25,6 +25,8 @@ MAX_GATHERED_TOKENS = 8192
 """Cached tokens gathered for one attention call, unless a single sequence is longer."""
 MAX_ATTENTION_SCORES = 2**25
 """Query-key pairs times heads of one attention call of a prefill chunk."""
+UNPACKED_SLAB_ELEMENTS = 2**20
+"""Values of a packed matrix that are unpacked at a time, unless a single row is longer."""
 PROMPT_LOGPROB_ROWS = 64
 """Prompt positions projected onto the vocabulary at a time."""
 SAMPLED_ROWS = 4
@@ -63,6 +65,8 @@ class MemoryPlan:
     most_blocks: int | None = None
     """What a sequence of any length needs at most in the first group, if that has a window and
     room for so many; None: the longer the sequence, the more."""
+    keeps_packed: bool = False
+    """Whether matrices lie in memory as the checkpoint stores them."""
     chosen_kv_dtype: str = "auto"
     """Of cached keys and values; `auto`: as `dtype`."""
 

@@ -1,5 +1,6 @@
 """AWQ in its GEMM layout: 4-bit integers packed along the output features, in a certain order."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -23,7 +24,7 @@ class AWQLinear:
     scales: Tensor
     """[num_groups, out_features]."""
     groups: Tensor
-    """[in_features], int64: the group of each."""
+    """[in_features], int32: the group of each."""
 
     axis: ClassVar[Axis] = "in"
 
@@ -35,12 +36,26 @@ class AWQLinear:
     def take(cls, source: LinearSource, main: Tensor, start: int, stop: int) -> Self:
         group_size = source.format.group_size if source.format.group_size > 0 else source.shape[1]
         first, last = start // group_size, (stop - 1) // group_size
-        groups = torch.arange(start, stop, device=main.device) // group_size - first
+        groups = torch.arange(start, stop, dtype=torch.int32, device=main.device)
+        groups = groups // group_size - first
         return cls(
             main,
             source.companions["qzeros"][first : last + 1],
             source.companions["scales"][first : last + 1],
             groups,
+        )
+
+    @property
+    def row_unit(self) -> int:
+        return len(_SHIFTS)
+
+    def rows(self, start: int, stop: int) -> Self:
+        words = slice(start // len(_SHIFTS), stop // len(_SHIFTS))
+        return dataclasses.replace(
+            self,
+            qweight=self.qweight[:, words],
+            qzeros=self.qzeros[:, words],
+            scales=self.scales[:, start:stop],
         )
 
     def unpack(self) -> Tensor:

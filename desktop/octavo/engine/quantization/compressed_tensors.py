@@ -1,5 +1,6 @@
 """Integers of compressed-tensors, packed or one a byte, with scales per group, row or tensor."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -7,7 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from octavo.checkpoint.weight_format import WHOLE, LinearFormat
+from octavo.checkpoint.weight_format import WHOLE
 from octavo.engine.quantization.stored_linear import (
     Axis,
     LinearSource,
@@ -55,12 +56,27 @@ class PackedIntegersLinear:
             zeros = zeros.reshape(1, 1)
         return cls(
             main,
-            _rows_of_scale(source.companions["weight_scale"], source.format, start, stop),
+            _rows_of(source.companions["weight_scale"], source.format.group_size, start, stop),
             zeros,
             _group_indices(source.companions),
             source.shape[1],
             source.format.bits,
             source.format.group_size,
+        )
+
+    @property
+    def row_unit(self) -> int:
+        return 32 // self.bits
+
+    def rows(self, start: int, stop: int) -> Self:
+        zeros = self.weight_zero_point
+        if zeros is not None and self.group_size != WHOLE:
+            zeros = zeros[start // self.row_unit : -(-stop // self.row_unit)]
+        return dataclasses.replace(
+            self,
+            weight_packed=self.weight_packed[start:stop],
+            weight_scale=_rows_of(self.weight_scale, self.group_size, start, stop),
+            weight_zero_point=zeros,
         )
 
     def unpack(self) -> Tensor:
@@ -102,10 +118,25 @@ class IntegersLinear:
         zeros = source.companions["weight_zero_point"] if source.format.has_zero_points else None
         return cls(
             main,
-            _rows_of_scale(source.companions["weight_scale"], source.format, start, stop),
-            None if zeros is None else _rows_of_scale(zeros, source.format, start, stop),
+            _rows_of(source.companions["weight_scale"], source.format.group_size, start, stop),
+            None if zeros is None else _rows_of(zeros, source.format.group_size, start, stop),
             _group_indices(source.companions),
             source.format.group_size,
+        )
+
+    @property
+    def row_unit(self) -> int:
+        return 1
+
+    def rows(self, start: int, stop: int) -> Self:
+        zeros = self.weight_zero_point
+        if zeros is not None:
+            zeros = _rows_of(zeros, self.group_size, start, stop)
+        return dataclasses.replace(
+            self,
+            weight=self.weight[start:stop],
+            weight_scale=_rows_of(self.weight_scale, self.group_size, start, stop),
+            weight_zero_point=zeros,
         )
 
     def unpack(self) -> Tensor:
@@ -115,8 +146,9 @@ class IntegersLinear:
         )
 
 
-def _rows_of_scale(scale: Tensor, linear: LinearFormat, start: int, stop: int) -> Tensor:
-    if linear.group_size == WHOLE:
+def _rows_of(scale: Tensor, group_size: int, start: int, stop: int) -> Tensor:
+    """[stop - start, num_groups], or [1, 1] for all."""
+    if group_size == WHOLE:
         return scale.reshape(1, 1)
     return scale[start:stop].reshape(stop - start, -1)
 

@@ -4,7 +4,7 @@ A tensor is a row of blocks; each block holds 32 or 256 values and their scales.
 below take many blocks at once and write float32, because every scale is applied in float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 import torch
@@ -58,6 +58,21 @@ def dequantize_into(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> bool:
     Raises:
         UnsupportedModelError: the storage type is not one Octavo unpacks.
     """
+    is_finite = torch.ones((), dtype=torch.bool, device=out.device)
+    for target in _unpack_slabs(out, raw, ggml_type):
+        # One infinity or NaN makes the sum infinite or NaN; weights are far too small to do so.
+        is_finite &= torch.sum(target, dtype=torch.float32).isfinite()
+    return bool(is_finite)
+
+
+def unpack_blocks_into(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> None:
+    """As `dequantize_into`, of values that are known to be finite."""
+    for _ in _unpack_slabs(out, raw, ggml_type):
+        pass
+
+
+def _unpack_slabs(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> Iterator[Tensor]:
+    """Yields [num_blocks, block_elements], parts of `out`, each when it is filled."""
     unpack = UNPACKERS.get(ggml_type)
     if unpack is None:
         raise unsupported_type(ggml_type, "The tensor")
@@ -67,7 +82,6 @@ def dequantize_into(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> bool:
     assert len(values) == len(blocks), "raw has as many blocks as out"
     slab_elements = SLAB_ELEMENTS if out.device.type == "cpu" else DEVICE_SLAB_ELEMENTS
     slab_blocks = max(1, slab_elements // block_elements)
-    is_finite = torch.ones((), dtype=torch.bool, device=out.device)
     scratch = None
     if out.dtype != torch.float32:
         size = (min(slab_blocks, len(blocks)), block_elements)
@@ -81,9 +95,7 @@ def dequantize_into(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> bool:
             unpacked = scratch[: len(target)]
             unpack(source, unpacked)
             target.copy_(unpacked)
-        # One infinity or NaN makes the sum infinite or NaN; weights are far too small to do so.
-        is_finite &= torch.sum(target, dtype=torch.float32).isfinite()
-    return bool(is_finite)
+        yield target
 
 
 def _scale(blocks: Tensor, offset: int) -> Tensor:
@@ -269,3 +281,32 @@ UNPACKERS: Mapping[GGMLType, Callable[[Tensor, Tensor], None]] = MappingProxyTyp
     }
 )
 """From [num_blocks, block bytes], uint8, to [num_blocks, block elements], float32."""
+
+SCALE_OFFSETS: Mapping[GGMLType, tuple[int, ...]] = MappingProxyType(
+    {
+        GGMLType.Q4_0: (0,),
+        GGMLType.Q4_1: (0, 2),
+        GGMLType.Q5_0: (0,),
+        GGMLType.Q5_1: (0, 2),
+        GGMLType.Q8_0: (0,),
+        GGMLType.Q2_K: (80, 82),
+        GGMLType.Q3_K: (108,),
+        GGMLType.Q4_K: (0, 2),
+        GGMLType.Q5_K: (0, 2),
+        GGMLType.Q6_K: (208,),
+        GGMLType.IQ4_NL: (0,),
+        GGMLType.IQ4_XS: (0,),
+        GGMLType.IQ1_S: (0,),
+        GGMLType.IQ2_XXS: (0,),
+        GGMLType.IQ2_XS: (0,),
+        GGMLType.IQ2_S: (0,),
+        GGMLType.IQ3_XXS: (0,),
+        GGMLType.IQ3_S: (0,),
+        GGMLType.TQ1_0: (52,),
+        GGMLType.TQ2_0: (64,),
+        GGMLType.Q1_0: (0,),
+    }
+)
+"""Where in a block its float16 scales lie, of types in which nothing else can be infinite."""
+LARGEST_FACTOR = 8192.0
+"""Above the magnitude of what any of those types multiplies a scale by, sums counted twice."""

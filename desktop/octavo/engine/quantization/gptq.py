@@ -1,5 +1,6 @@
 """GPTQ: integers packed along the input features, with zero points and groups of any order."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -53,6 +54,19 @@ class GPTQLinear:
             source.format.bits,
             source.format.stores_zeros_less_one,
             source.format.is_symmetric,
+        )
+
+    @property
+    def row_unit(self) -> int:
+        return 32 if self.bits == 3 else 32 // self.bits
+
+    def rows(self, start: int, stop: int) -> Self:
+        words = slice(start * self.bits // 32, stop * self.bits // 32)
+        return dataclasses.replace(
+            self,
+            qweight=self.qweight[:, start:stop],
+            qzeros=self.qzeros[:, words],
+            scales=self.scales[:, start:stop],
         )
 
     def unpack(self) -> Tensor:

@@ -60,6 +60,18 @@ class StoredLinear(Protocol):
             WrongValuesError: a companion holds values that make no sense.
         """
 
+    @property
+    def row_unit(self) -> int:
+        """`rows` begin at multiples of this out features."""
+
+    def rows(self, start: int, stop: int) -> Self:
+        """The out features from `start` to `stop`, as views of the same memory.
+
+        Args:
+            start: a multiple of `row_unit`.
+            stop: one too, or the end.
+        """
+
     def unpack(self) -> Tensor:
         """[out_features, in_features], float32."""
 
