@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from octavo.engine.memory import UNPACKED_SLAB_ELEMENTS
+from octavo.engine.memory import UNPACKED_DEVICE_SLAB_ELEMENTS, UNPACKED_SLAB_ELEMENTS
 from octavo.engine.quantization.packed import PackedWeight
 
 
@@ -39,7 +39,9 @@ def linear(
     if isinstance(weight, torch.Tensor):
         return functional.linear(inputs, weight, bias)
     outputs = inputs.new_empty(len(inputs), weight.shape[0])
-    for start, stop in weight.slabs(UNPACKED_SLAB_ELEMENTS):
+    is_cpu = inputs.device.type == "cpu"
+    slab_elements = UNPACKED_SLAB_ELEMENTS if is_cpu else UNPACKED_DEVICE_SLAB_ELEMENTS
+    for start, stop in weight.slabs(slab_elements):
         rows = weight.unpack_rows(start, stop, inputs.dtype)
         part = None if bias is None else bias[start:stop]
         outputs[:, start:stop] = functional.linear(inputs, rows, part)

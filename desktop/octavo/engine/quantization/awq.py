@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from octavo.engine.quantization.stored_linear import Axis, LinearSource
+from octavo.engine.quantization.stored_linear import Axis, LinearSource, StoredIntegers
 
 _SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)
 """Where in its word each of eight output features lies."""
@@ -63,6 +63,16 @@ class AWQLinear:
         values -= _unpack_words(self.qzeros).index_select(0, self.groups)
         values *= self.scales.float().index_select(0, self.groups)
         return values.T
+
+    def integers(self) -> StoredIntegers:
+        """All of it as integers, zero points and scales."""
+        return StoredIntegers(
+            _unpack_words(self.qweight).T.to(torch.uint8),
+            32 // len(_SHIFTS),
+            _unpack_words(self.qzeros).T,
+            self.scales.T,
+            self.groups,
+        )
 
 
 def _unpack_words(words: Tensor) -> Tensor:

@@ -10,7 +10,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from octavo.engine.quantization.stored_linear import Axis, LinearSource, WrongValuesError
+from octavo.engine.quantization.stored_linear import (
+    Axis,
+    LinearSource,
+    StoredIntegers,
+    WrongValuesError,
+)
 
 _STATE = "weight.quant_state.bitsandbytes__"
 _PER_127 = 7.874015718698502e-3
@@ -154,6 +159,13 @@ class EightBitLinear:
         values *= self.scb[:, None]
         values *= _PER_127
         return values
+
+    def integers(self) -> StoredIntegers:
+        """All of it as integers from 0, zero points and scales."""
+        values = (self.weight.short() + 128).to(torch.uint8)
+        scales = self.scb[:, None] * _PER_127
+        groups = torch.zeros(self.weight.shape[1], dtype=torch.int32, device=values.device)
+        return StoredIntegers(values, 8, torch.full_like(scales, 128), scales, groups)
 
 
 def _nested_scales(

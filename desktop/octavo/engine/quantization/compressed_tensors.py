@@ -12,6 +12,7 @@ from octavo.checkpoint.weight_format import WHOLE
 from octavo.engine.quantization.stored_linear import (
     Axis,
     LinearSource,
+    StoredIntegers,
     WrongValuesError,
     check_groups,
     unpack_words,
@@ -92,6 +93,19 @@ class PackedIntegersLinear:
             zeros = unpack_words(self.weight_zero_point, self.bits, 0)[: len(values)]
         return _scaled(values, self.weight_scale, zeros, self.group_size, self.weight_g_idx)
 
+    def integers(self) -> StoredIntegers:
+        """All of it as integers, zero points and scales."""
+        values = unpack_words(self.weight_packed, self.bits, 1)[:, : self.in_features]
+        half = 1 << (self.bits - 1)
+        if self.weight_zero_point is None:
+            zeros = torch.full_like(self.weight_scale, half)
+        elif self.group_size == WHOLE:
+            zeros = self.weight_zero_point.int() + half
+        else:
+            zeros = unpack_words(self.weight_zero_point, self.bits, 0)[: len(values)]
+        groups = _groups_of(values, self.group_size, self.weight_g_idx)
+        return StoredIntegers(values.to(torch.uint8), self.bits, zeros, self.weight_scale, groups)
+
 
 @dataclass(frozen=True, slots=True)
 class IntegersLinear:
@@ -144,6 +158,23 @@ class IntegersLinear:
         return _scaled(
             values, self.weight_scale, self.weight_zero_point, self.group_size, self.weight_g_idx
         )
+
+    def integers(self) -> StoredIntegers:
+        """All of it as integers from 0, zero points and scales."""
+        zeros = torch.full_like(self.weight_scale, 128, dtype=torch.int32)
+        if self.weight_zero_point is not None:
+            zeros += self.weight_zero_point
+        groups = _groups_of(self.weight, self.group_size, self.weight_g_idx)
+        values = (self.weight.short() + 128).to(torch.uint8)
+        return StoredIntegers(values, 8, zeros, self.weight_scale, groups)
+
+
+def _groups_of(values: Tensor, group_size: int, g_idx: Tensor | None) -> Tensor:
+    """[in_features]: the group of each column of values."""
+    if g_idx is not None:
+        return g_idx
+    columns = torch.arange(values.shape[1], device=values.device)
+    return columns // group_size if group_size > 0 else torch.zeros_like(columns)
 
 
 def _rows_of(scale: Tensor, group_size: int, start: int, stop: int) -> Tensor:

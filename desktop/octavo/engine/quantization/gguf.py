@@ -98,7 +98,7 @@ def _unpack_slabs(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> Iterator[Ten
         yield target
 
 
-def _scale(blocks: Tensor, offset: int) -> Tensor:
+def block_scale(blocks: Tensor, offset: int) -> Tensor:
     """[num_blocks, 1], float32: the float16 at a place of each block."""
     return blocks[:, offset : offset + 2].contiguous().view(torch.float16).float()
 
@@ -120,13 +120,18 @@ def _shifts(device: torch.device, *bits: int) -> Tensor:
     return torch.tensor(bits, dtype=torch.uint8, device=device)[:, None]
 
 
-def _fifth_bits(packed: Tensor) -> Tensor:
+def bytes_apart(packed: Tensor, *shifts: int) -> Tensor:
+    """[..., len(shifts), n], uint8: [..., n] shifted right by each, the rest of the bits kept."""
+    return packed[..., None, :] >> _shifts(packed.device, *shifts)
+
+
+def fifth_bits(packed: Tensor) -> Tensor:
     """[num_blocks, 32], uint8: 16 where bit j of the four bytes is set, else 0."""
     bits = packed[:, :, None] >> _shifts(packed.device, *range(8))[:, 0]
     return (bits.flatten(1) & 1) << 4
 
 
-def _scales_and_minimums(packed: Tensor) -> tuple[Tensor, Tensor]:
+def scales_and_minimums(packed: Tensor) -> tuple[Tensor, Tensor]:
     """Takes apart the eight 6-bit scales and minimums of Q4_K and Q5_K.
 
     Args:
@@ -155,34 +160,34 @@ def _unpack_bf16(blocks: Tensor, out: Tensor) -> None:
 
 def _unpack_q4_0(blocks: Tensor, out: Tensor) -> None:
     _write_nibbles(blocks[:, 2:], out)
-    out.sub_(8).mul_(_scale(blocks, 0))
+    out.sub_(8).mul_(block_scale(blocks, 0))
 
 
 def _unpack_q4_1(blocks: Tensor, out: Tensor) -> None:
     _write_nibbles(blocks[:, 4:], out)
-    out.mul_(_scale(blocks, 0)).add_(_scale(blocks, 2))
+    out.mul_(block_scale(blocks, 0)).add_(block_scale(blocks, 2))
 
 
 def _unpack_q5_0(blocks: Tensor, out: Tensor) -> None:
     _write_nibbles(blocks[:, 6:], out)
-    out.add_(_fifth_bits(blocks[:, 2:6])).sub_(16).mul_(_scale(blocks, 0))
+    out.add_(fifth_bits(blocks[:, 2:6])).sub_(16).mul_(block_scale(blocks, 0))
 
 
 def _unpack_q5_1(blocks: Tensor, out: Tensor) -> None:
     _write_nibbles(blocks[:, 8:], out)
-    out.add_(_fifth_bits(blocks[:, 4:8])).mul_(_scale(blocks, 0)).add_(_scale(blocks, 2))
+    out.add_(fifth_bits(blocks[:, 4:8])).mul_(block_scale(blocks, 0)).add_(block_scale(blocks, 2))
 
 
 def _unpack_q8_0(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks[:, 2:].view(torch.int8)).mul_(_scale(blocks, 0))
+    out.copy_(blocks[:, 2:].view(torch.int8)).mul_(block_scale(blocks, 0))
 
 
 def _unpack_q2_k(blocks: Tensor, out: Tensor) -> None:
     # scales 16, quants 64, d 2, dmin 2
     scales = blocks[:, :16]
     crumbs = blocks[:, 16:80].reshape(-1, 2, 1, 32) >> _shifts(blocks.device, 0, 2, 4, 6)
-    factors = _scale(blocks, 80) * (scales & 0x0F)
-    minimums = _scale(blocks, 82) * (scales >> 4)
+    factors = block_scale(blocks, 80) * (scales & 0x0F)
+    minimums = block_scale(blocks, 82) * (scales >> 4)
     groups = out.view(-1, 16, 16)
     groups.copy_((crumbs & 3).view(-1, 16, 16))
     groups.mul_(factors[:, :, None]).sub_(minimums[:, :, None])
@@ -198,29 +203,29 @@ def _unpack_q3_k(blocks: Tensor, out: Tensor) -> None:
     low_scales = blocks[:, None, 96:104] >> _shifts(device, 0, 4)
     high_scales = blocks[:, None, 104:108] >> _shifts(device, 0, 2, 4, 6)
     scales = (low_scales & 0x0F).view(-1, 16) | ((high_scales & 3) << 4).view(-1, 16)
-    factors = _scale(blocks, 108) * (scales.float() - 32)
+    factors = block_scale(blocks, 108) * (scales.float() - 32)
     groups = out.view(-1, 16, 16)
     groups.copy_(quants.view(-1, 16, 16)).sub_(4).mul_(factors[:, :, None])
 
 
 def _unpack_q4_k(blocks: Tensor, out: Tensor) -> None:
     # d 2, dmin 2, scales and minimums 12, quants 128
-    scales, minimums = _scales_and_minimums(blocks[:, 4:16])
+    scales, minimums = scales_and_minimums(blocks[:, 4:16])
     _write_nibbles(blocks[:, 16:].view(-1, 4, 32), out.view(-1, 4, 64))
     groups = out.view(-1, 8, 32)
-    groups.mul_((_scale(blocks, 0) * scales)[:, :, None])
-    groups.sub_((_scale(blocks, 2) * minimums)[:, :, None])
+    groups.mul_((block_scale(blocks, 0) * scales)[:, :, None])
+    groups.sub_((block_scale(blocks, 2) * minimums)[:, :, None])
 
 
 def _unpack_q5_k(blocks: Tensor, out: Tensor) -> None:
     # d 2, dmin 2, scales and minimums 12, high bits 32, quants 128
-    scales, minimums = _scales_and_minimums(blocks[:, 4:16])
+    scales, minimums = scales_and_minimums(blocks[:, 4:16])
     high = blocks[:, None, 16:48] >> _shifts(blocks.device, *range(8))
     _write_nibbles(blocks[:, 48:].view(-1, 4, 32), out.view(-1, 4, 64))
     groups = out.view(-1, 8, 32)
     groups.add_((high & 1) << 4)
-    groups.mul_((_scale(blocks, 0) * scales)[:, :, None])
-    groups.sub_((_scale(blocks, 2) * minimums)[:, :, None])
+    groups.mul_((block_scale(blocks, 0) * scales)[:, :, None])
+    groups.sub_((block_scale(blocks, 2) * minimums)[:, :, None])
 
 
 def _unpack_q6_k(blocks: Tensor, out: Tensor) -> None:
@@ -232,7 +237,7 @@ def _unpack_q6_k(blocks: Tensor, out: Tensor) -> None:
     scales = blocks[:, 192:208].view(torch.int8)
     groups = out.view(-1, 16, 16)
     groups.copy_(quants.view(-1, 16, 16)).sub_(32)
-    groups.mul_((_scale(blocks, 208) * scales)[:, :, None])
+    groups.mul_((block_scale(blocks, 208) * scales)[:, :, None])
 
 
 def _nonlinear(packed: Tensor) -> Tensor:
@@ -246,7 +251,7 @@ def _nonlinear(packed: Tensor) -> Tensor:
 
 
 def _unpack_iq4_nl(blocks: Tensor, out: Tensor) -> None:
-    torch.mul(_nonlinear(blocks[:, 2:]), _scale(blocks, 0), out=out)
+    torch.mul(_nonlinear(blocks[:, 2:]), block_scale(blocks, 0), out=out)
 
 
 def _unpack_iq4_xs(blocks: Tensor, out: Tensor) -> None:
@@ -255,7 +260,7 @@ def _unpack_iq4_xs(blocks: Tensor, out: Tensor) -> None:
     low = blocks[:, 4:8, None] >> _shifts(device, 0, 4)[:, 0]
     high = blocks[:, 2:4, None] >> _shifts(device, 0, 2, 4, 6)[:, 0]
     scales = (low & 0x0F).view(-1, 8) | ((high & 3) << 4).view(-1, 8)
-    factors = _scale(blocks, 0) * (scales.float() - 32)
+    factors = block_scale(blocks, 0) * (scales.float() - 32)
     values = _nonlinear(blocks[:, 8:].view(-1, 8, 16))
     torch.mul(values, factors[:, :, None], out=out.view(-1, 8, 32))
 

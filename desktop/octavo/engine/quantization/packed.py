@@ -175,14 +175,18 @@ class PackedLinear(PackedWeight):
         return dataclasses.replace(self, first=self.first + start, last=self.first + stop)
 
     def unpack_rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        part, first = self.stored_rows(start, stop)
+        return part.unpack()[first : first + stop - start].to(dtype)
+
+    def stored_rows(self, start: int, stop: int) -> tuple[StoredLinear, int]:
+        """The least of what is stored that holds these rows, and which of its rows is the first."""
         unit = self.stored.row_unit
         start, stop = self.first + start, self.first + stop
         begin = start // unit * unit
         end = min(-(-stop // unit) * unit, self.stored_shape[0])
-        part = self.stored
-        if (begin, end) != (0, self.stored_shape[0]):
-            part = part.rows(begin, end)
-        return part.unpack()[start - begin : stop - begin].to(dtype)
+        if (begin, end) == (0, self.stored_shape[0]):
+            return self.stored, start
+        return self.stored.rows(begin, end), start - begin
 
     def is_surely_finite(self, dtype: torch.dtype) -> bool:
         bound = _LARGEST_INTEGER

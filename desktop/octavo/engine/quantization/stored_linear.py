@@ -76,6 +76,21 @@ class StoredLinear(Protocol):
         """[out_features, in_features], float32."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredIntegers:
+    """What formats of integers have in common: w = (value - zero) * scale of the value's group."""
+
+    values: Tensor
+    """[out_features, in_features], uint8, 0 to 2 ** bits - 1."""
+    bits: int
+    zeros: Tensor
+    """[out_features or 1, num_groups], any type."""
+    scales: Tensor
+    """As zeros."""
+    groups: Tensor
+    """[in_features]: the group of each."""
+
+
 class WrongValuesError(Exception):
     """A stored tensor has the right shape and type, but holds nonsense."""
 
