@@ -28,7 +28,8 @@ def assert_same(path: Path) -> Engine:
     engine, result = run(path, "packed")
     assert result.token_ids == expected.token_ids
     for ours, theirs in zip(result.prompt_logprobs[1:], expected.prompt_logprobs[1:], strict=True):
-        assert ours is not None and theirs is not None
+        assert ours is not None
+        assert theirs is not None
         assert ours.logprob == pytest.approx(theirs.logprob, abs=2e-5)
     return engine
 
