@@ -16,3 +16,5 @@ class LoadReport:
     attention_backend: str
     weights_note: str
     """How the weights lie in memory, as a sentence."""
+    left_out_note: str = ""
+    """What of the checkpoint is not used, as a sentence; empty: nothing."""

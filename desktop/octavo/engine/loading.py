@@ -65,6 +65,7 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
         resident_growth_bytes=psutil.Process().memory_info().rss - rss_before,
         attention_backend=runner.attention_backend_name,
         weights_note=_weights_note(model_config, plan),
+        left_out_note=header.left_out,
     )
     logger.info("Loaded %s in %.2f s on %s", path.name, report.load_s, plan.device.name)
     return engine, report
