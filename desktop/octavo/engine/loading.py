@@ -70,6 +70,7 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
         executor=executor.name,
         executor_reason=executor.reason,
         weights_note=_weights_note(model_config, plan),
+        left_out_note=header.left_out,
     )
     logger.info("Loaded %s in %.2f s on %s", path.name, report.load_s, plan.device.name)
     return engine, report
