@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 
 from octavo.checkpoint.header import read_checkpoint
@@ -16,13 +17,19 @@ from octavo.engine.families import BY_MODEL_TYPE, FAMILIES
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder, build_model
 from octavo.engine.weights.load import load_weights
+from octavo.errors import UnsupportedModelError
 from octavo.jobs import JobControl
 from octavo.quantize.conversion.gguf_metadata import gguf_metadata
 from octavo.quantize.methods import METHODS, QuantizeMethod, find_method
 from octavo.quantize.recipe import QuantizeRecipe, default_output
 from octavo.quantize.writing import write_model
-from tests.engine.models.test_families import LLAMA3, LONGROPE, ids, write_folder
 from tests.quantize.twins import twin
+from tests.support.family_folders import (
+    LLAMA3,
+    LONGROPE,
+    variant_ids,
+    write_family_folder,
+)
 from tests.support.family_gguf import write_family_gguf
 from tests.support.gguf_files import TinyLlama
 from tests.support.tiny_decoders import PagedForward, make_sequence, tiny_plan
@@ -89,7 +96,9 @@ TOKENIZERS = {
     "granite": "granite",
     "olmo2": "gpt2",
     "smollm3": "llama3",
+    "gpt_oss": "gpt4o",
 }
+GPT_OSS = "gpt_oss"
 COPIED = ("llama", "mixtral", "gemma2")
 """Families that are written in their own kind of file in every run; all others take the same way,
 and are tested with what is slow."""
@@ -103,18 +112,19 @@ def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_family_is_tested() -> None:
-    assert {model_type for model_type, _ in VARIANTS} == {item.model_type for item in FAMILIES}
+    tested = {model_type for model_type, _ in VARIANTS} | {GPT_OSS}
+    assert tested == {item.model_type for item in FAMILIES}
     assert TOKENIZERS.keys() == {item.model_type for item in FAMILIES}
 
 
 def source_folder(folder: Path, model_type: str, options: dict[str, Any]) -> PreTrainedModel:
-    model = write_folder(folder, model_type, **{**SHAPE, **options})
+    model = write_family_folder(folder, model_type, **{**SHAPE, **options})
     write_family_tokenizer(folder, TOKENIZERS[model_type], has_manners=False)
     return model
 
 
 def source_gguf(path: Path, model_type: str, options: dict[str, Any]) -> PreTrainedModel:
-    model = write_folder(path.with_suffix(""), model_type, **{**SHAPE, **options})
+    model = write_family_folder(path.with_suffix(""), model_type, **{**SHAPE, **options})
     tiny = TinyLlama().write(path.with_suffix(".tokens"))
     tokens = {
         key: value
@@ -188,7 +198,7 @@ def is_first(variant: tuple[str, dict[str, Any]]) -> bool:
     return variant[0] in COPIED
 
 
-ALL = pytest.mark.parametrize("variant", VARIANTS, ids=ids(VARIANTS))
+ALL = pytest.mark.parametrize("variant", VARIANTS, ids=variant_ids(VARIANTS))
 SOME = tuple(filter(is_first, VARIANTS))
 
 
@@ -205,7 +215,7 @@ def test_gguf_becomes_a_folder(tmp_path: Path, variant: tuple[str, dict[str, Any
     assert_same_to_transformers(AutoConfig.from_pretrained(output), model.config)
 
 
-@pytest.mark.parametrize("variant", SOME, ids=ids(SOME))
+@pytest.mark.parametrize("variant", SOME, ids=variant_ids(SOME))
 def test_kind_of_file_is_kept(tmp_path: Path, variant: tuple[str, dict[str, Any]]) -> None:
     run(source_folder, tmp_path / "Folder", variant, "int4-g64")
     run(source_gguf, tmp_path / "File.gguf", variant, "q4_0")
@@ -230,6 +240,55 @@ def test_every_family_by_every_method(
 ) -> None:
     run(source_folder, tmp_path / "Folder", variant, method.id)
     run(source_gguf, tmp_path / "File.gguf", variant, method.id)
+
+
+GPT_OSS_OPTIONS = {"num_local_experts": 3, "num_experts_per_tok": 2, "head_dim": 32}
+
+
+def test_gpt_oss_stays_a_gguf_file(tmp_path: Path) -> None:
+    run(source_gguf, tmp_path / "Tiny.gguf", (GPT_OSS, GPT_OSS_OPTIONS), "q4_0")
+
+
+@pytest.mark.parametrize(("name", "method"), [("a.gguf", "int8"), ("a", "int8"), ("a", "q8_0")])
+def test_gpt_oss_is_refused_where_its_experts_would_stay(
+    tmp_path: Path, name: str, method: str
+) -> None:
+    make = source_gguf if name.endswith(".gguf") else source_folder
+    make(tmp_path / name, GPT_OSS, GPT_OSS_OPTIONS)
+    recipe = QuantizeRecipe(
+        tmp_path / name, method, default_output(tmp_path / "out", "a", find_method(method))
+    )
+    with pytest.raises(UnsupportedModelError, match="yet") as caught:
+        recipe.check()
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("method", ["q8_0", "int4-g64"])
+def test_experts_that_a_folder_stores_as_one(tmp_path: Path, model_type: str, method: str) -> None:
+    """As transformers 5 may: gate and up of all experts in one tensor, down in another."""
+    options = next(options for known, options in VARIANTS if known == model_type)
+    source_folder(tmp_path / "Tiny", model_type, options)
+    tensors = load_file(tmp_path / "Tiny" / "model.safetensors")
+    parts = {"gate": ("gate_proj", "w1"), "up": ("up_proj", "w3"), "down": ("down_proj", "w2")}
+    for layer in range(3):
+        found = {
+            kind: torch.stack([take_expert(tensors, layer, i, names) for i in range(3)])
+            for kind, names in parts.items()
+        }
+        prefix = f"model.layers.{layer}.mlp.experts."
+        tensors[prefix + "gate_up_proj"] = torch.cat([found["gate"], found["up"]], dim=1)
+        tensors[prefix + "down_proj"] = found["down"]
+    save_file(tensors, tmp_path / "Tiny" / "model.safetensors", {"format": "pt"})
+    check(tmp_path / "Tiny", find_method(method), norm_offset=0.0)
+
+
+def take_expert(
+    tensors: dict[str, torch.Tensor], layer: int, expert: int, names: tuple[str, str]
+) -> torch.Tensor:
+    ends = tuple(f"experts.{expert}.{name}.weight" for name in names)
+    [found] = [name for name in tensors if f"layers.{layer}." in name and name.endswith(ends)]
+    return tensors.pop(found)
 
 
 def assert_same_to_transformers(found: Any, expected: Any) -> None:

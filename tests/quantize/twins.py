@@ -68,7 +68,7 @@ def round_rows(rows: Tensor, bits: int, half: torch.dtype) -> Tensor:
 
 
 def _in_gguf(name: str, weight: Tensor, method: QuantizeMethod, *, is_tied: bool) -> Tensor:
-    if weight.ndim < 2 or name.endswith(ROUTERS):
+    if weight.ndim < 2 or name.endswith((*ROUTERS, "bias")):
         return weight
     if weight.shape[-1] % 32:
         return weight.half().float()

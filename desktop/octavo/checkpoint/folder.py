@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octavo.checkpoint.merged_experts import merged_experts
 from octavo.checkpoint.quantization_config import CONFIG_KEYS, LEGACY_FILES, read_weight_format
 from octavo.checkpoint.safetensors import (
     MAX_JSON_BYTES,
@@ -17,6 +18,7 @@ from octavo.checkpoint.safetensors import (
     unreadable,
 )
 from octavo.checkpoint.stored_weights import StoredWeight, stored_weights
+from octavo.checkpoint.text_part import text_part
 from octavo.checkpoint.weight_format import WeightFormat
 from octavo.errors import CheckpointError, ModelError, UnsupportedModelError
 
@@ -38,11 +40,14 @@ class FolderHeader:
 
     path: Path
     config: Mapping[str, Any]
-    """config.json; its `quantization_config` may come from a file beside it."""
+    """config.json, or its part about the language model; `quantization_config` may come from a
+    file beside it."""
     generation_config: Mapping[str, Any]
     """generation_config.json, empty if there is none."""
     tensors: Mapping[str, SafetensorsTensor]
-    """By name, file by file in the order in which they lie."""
+    """By the name of a language model alone, file by file in the order in which they lie."""
+    left_out: str = ""
+    """What of the folder is not read, as a sentence: the parts that are no language model."""
 
     @property
     def architecture(self) -> str:
@@ -113,7 +118,9 @@ class FolderHeader:
             UnsupportedModelError: a kind of quantisation or a data type that is not understood.
             CheckpointError: a quantised weight lacks one of its tensors.
         """
-        return stored_weights(self.tensors, self.weight_format())
+        weight_format = self.weight_format()
+        merged, others = merged_experts(self.tensors, self.architecture, weight_format)
+        return merged | stored_weights(others, weight_format)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Reads another file of the folder; None if it is not there.
@@ -157,11 +164,13 @@ def read_folder_header(path: Path) -> FolderHeader:
         )
     if not any(config.get(key) for key in CONFIG_KEYS):
         config |= _legacy_quantization(path)
+    part = text_part(config, _read_tensors(path))
     return FolderHeader(
         path=path,
-        config=config,
+        config=part.config,
         generation_config=_read_json(path / "generation_config.json") or {},
-        tensors=_read_tensors(path),
+        tensors=part.tensors,
+        left_out=part.left_out,
     )
 
 

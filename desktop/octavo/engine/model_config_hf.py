@@ -3,7 +3,7 @@
 from octavo.checkpoint.folder import FolderHeader
 from octavo.engine.config_values import ConfigValues, short
 from octavo.engine.families import BY_MODEL_TYPE, FAMILIES, Family
-from octavo.engine.model_config import ModelConfig, MoEConfig
+from octavo.engine.model_config import ModelConfig, MoEConfig, StoredSizes
 from octavo.engine.rope_config_hf import read_ropes
 from octavo.errors import CheckpointError, UnsupportedModelError
 
@@ -17,6 +17,9 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
+_CLAMPED = "clamped_swiglu"
+_CLAMPED_SWIGLU = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
+"""The only numbers that gpt-oss was trained with."""
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
@@ -91,6 +94,15 @@ class _FamilyReader:
             num_parameters=self._header.num_parameters,
             checkpoint_bytes=self._header.tensor_bytes,
             quantization=self._header.quantization,
+            stored=StoredSizes.of(
+                (
+                    2 if weight.format is not None else len(weight.main.shape),
+                    weight.num_elements,
+                    weight.num_bytes,
+                    weight.format is not None,
+                )
+                for weight in self._weights.values()
+            ),
             attention_bias=self._bias(family.qkv_bias, "attention_bias", "qkv_bias"),
             attention_output_bias=self._bias(family.output_bias, "attention_bias"),
             attention_scale=self._attention_scale(),
@@ -110,6 +122,7 @@ class _FamilyReader:
             windows=self._windows(num_layers),
             local_rope=local_rope,
             unrotated_layers=self._unrotated_layers(num_layers),
+            has_sinks=family.has_sinks,
             moe=self._moe(num_layers),
             weight_format=self._header.weight_format(),
         )
@@ -155,6 +168,11 @@ class _FamilyReader:
         return bool(rule)
 
     def _activation(self) -> str:
+        if self._family.activation == _CLAMPED:  # It is called "silu" there.
+            for key, expected in _CLAMPED_SWIGLU.items():
+                if self._values.positive(key, default=expected) != expected:
+                    raise self._values.unsupported(f"has the {key} {self._values.get(key)}")
+            return _CLAMPED
         # Gemma's first files say "gelu" in one key and mean what the other one says.
         named = self._values.get("hidden_activation", self._values.get("hidden_act"))
         if named is None or (self._family.activation == "gelu_tanh" and named == "gelu"):
@@ -255,4 +273,5 @@ class _FamilyReader:
             renormalizes=renormalizes,
             shared_intermediate_size=shared_size,
             dense_layers=frozenset(dense),
+            has_biases=self._family.has_expert_biases,
         )

@@ -81,6 +81,8 @@ class QuantizePlan:
     weights: tuple[WeightPlan, ...]
     half: Encoding
     """The 16-bit type of what is not quantised in a folder, and of the scales."""
+    left_out: str = ""
+    """What of the source is not in the output, as a sentence."""
 
     @property
     def num_bytes(self) -> int:
@@ -124,6 +126,8 @@ class QuantizePlan:
             f"{wanted} does not divide their width."
             for size in sorted(sizes.keys() - {wanted, 0}, reverse=True)
         ]
+        if self.left_out:
+            remarks.append(self.left_out)
         kept = [weight for weight in matrices if not weight.group_size]
         if kept:
             smallest = min(OFFERED_GROUP_SIZES) if wanted != ROW else 32 // self.method.bits
@@ -160,7 +164,7 @@ def plan_output(header: CheckpointHeader, method: QuantizeMethod) -> QuantizePla
     else:
         weights = [_folder_weight(source, method, half) for source in sources]
     num_parameters = sum(tensor.num_elements for tensor in header.tensors.values())
-    return QuantizePlan(method, num_parameters, tuple(weights), half)
+    return QuantizePlan(method, num_parameters, tuple(weights), half, header.left_out)
 
 
 def _half(header: CheckpointHeader) -> Encoding:

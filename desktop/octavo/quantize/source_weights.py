@@ -65,20 +65,24 @@ class SourceWeights:
             ggml_type = _TYPES[tensor.dtype]
         else:
             ggml_type = tensor.ggml_type
-            if part.expert is not None:
-                tensor = _matrix_of(tensor, part.expert)
+        if part.expert is not None:
+            tensor = _rows_of(tensor, part.expert, part.rows)
         assert math.prod(tensor.shape) == out.numel(), "the plan has the shapes of the source"
         _read_into(out, tensor.path, tensor, ggml_type)
 
 
-def _matrix_of(stack: TensorInfo, index: int) -> TensorInfo:
-    """One matrix of several in a tensor, as if it were a tensor of its own."""
-    num_bytes = stack.num_bytes // stack.shape[0]
+def _rows_of(
+    stack: SafetensorsTensor | TensorInfo, index: int, rows: tuple[int, int] | None
+) -> SafetensorsTensor | TensorInfo:
+    """Rows of one matrix of several in a tensor, as if they were a tensor of their own."""
+    num_rows = stack.shape[1]
+    first, last = (0, num_rows) if rows is None else rows
+    row_bytes = stack.num_bytes // (stack.shape[0] * num_rows)
     return dataclasses.replace(
         stack,
-        shape=stack.shape[1:],
-        num_bytes=num_bytes,
-        offset=stack.offset + index * num_bytes,
+        shape=(last - first, *stack.shape[2:]),
+        num_bytes=(last - first) * row_bytes,
+        offset=stack.offset + (index * num_rows + first) * row_bytes,
     )
 
 

@@ -66,11 +66,11 @@ def config_of_gguf(header: GGUFHeader) -> dict[str, Any]:
     for key, value in header.metadata.items():
         if key.startswith(f"{header.architecture}.") and key not in known and value:
             raise no_place(header, f"says {key} = {value!r:.80}")
-    config = config_numbers(read_model_config(header), header)
     tensors = {
         weight.name: SafetensorsTensor(weight.name, weight.shape, "F32", 0, 0, header.path)
         for weight in weight_sources(header, "safetensors")
     }
+    config = config_numbers(read_model_config(header), header)
     check_same_model(header, FolderHeader(header.path, config, {}, tensors))
     return config
 

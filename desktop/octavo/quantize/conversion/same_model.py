@@ -19,7 +19,15 @@ from octavo.quantize.conversion.no_place import no_place
 _TOLERANCE = 1e-6
 """Relative; a GGUF file has its numbers in float32."""
 _OF_THE_FILE = frozenset(
-    {"architecture", "name", "num_parameters", "checkpoint_bytes", "quantization", "weight_format"}
+    {
+        "architecture",
+        "name",
+        "num_parameters",
+        "checkpoint_bytes",
+        "quantization",
+        "stored",
+        "weight_format",
+    }
 )
 _IN_THE_WEIGHTS = frozenset({"norm_offset"})
 """What the conversion of the weights takes care of."""

@@ -1,7 +1,7 @@
 """Which tensors of a source each weight of the output is made from, and what changes on the way."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -20,8 +20,8 @@ from octavo.quantize.conversion.rope_scaling import DIVISOR_PARAMETERS, rope_fac
 
 RowOrder = Literal["kept", "to_gguf", "from_gguf"]
 
-_KNOWN_EXPERTS = frozenset({"none", "mixtral", "qwen"})
 _STACKED = re.compile(r"(.+)\.mlp\.experts\.(gate|up|down)_proj")
+_MERGED = re.compile(r"(.+)\.mlp\.experts\.(gate_up|down)_proj")
 _MIXTRAL_PARTS: Mapping[str, str] = MappingProxyType({"gate": "w1", "down": "w2", "up": "w3"})
 _LAYER = re.compile(r"model\.layers\.([0-9]+)\.(.+)")
 _ALWAYS_THERE = ("model.embed_tokens.weight", "model.norm.weight")
@@ -40,6 +40,8 @@ class SourcePart:
     tensor: str
     expert: int | None = None
     """Which matrix; None: all of the tensor."""
+    rows: tuple[int, int] | None = None
+    """From which row of it to which; None: all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +79,53 @@ def weight_sources(
 
 
 def _copied(header: CheckpointHeader) -> list[WeightSource]:
+    if isinstance(header, GGUFHeader):
+        return [
+            WeightSource(name, tensor.shape, (SourcePart(name),))
+            for name, tensor in header.tensors.items()
+        ]
     return [
-        WeightSource(name, tensor.shape, (SourcePart(name),))
-        for name, tensor in header.tensors.items()
-        if isinstance(header, GGUFHeader) or not _FOLLOWS_FROM_CONFIG.fullmatch(name)
+        WeightSource(name, shape, (part,))
+        for name, (shape, part) in _folder_weights(header).items()
     ]
+
+
+def _folder_weights(header: FolderHeader) -> dict[str, tuple[tuple[int, ...], SourcePart]]:
+    """What a folder holds, by name, with shapes: experts that it stores as one taken apart.
+
+    transformers 5 may keep gate and up of all experts in one tensor, and down in another.
+    """
+    family = BY_MODEL_TYPE[header.architecture]
+    if family.has_expert_biases:
+        raise UnsupportedModelError(
+            f"{header.path.name} is of the architecture {header.architecture!r}, whose experts "
+            "Octavo cannot quantise from a folder yet.",
+            hint="Quantise a GGUF of this model, or download a smaller one.",
+        )
+    found: dict[str, tuple[tuple[int, ...], SourcePart]] = {}
+    for name, tensor in header.tensors.items():
+        merged = _MERGED.fullmatch(name)
+        if merged is None or len(tensor.shape) != 3:
+            if not _FOLLOWS_FROM_CONFIG.fullmatch(name):
+                found[name] = tensor.shape, SourcePart(name)
+            continue
+        kinds = merged[2].split("_")
+        num_experts, num_rows, width = tensor.shape
+        each = num_rows // len(kinds)
+        for expert in range(num_experts):
+            for index, kind in enumerate(kinds):
+                names = _expert_names(merged[1], kind, expert)
+                rows = (index * each, (index + 1) * each)
+                part = SourcePart(name, expert, rows)
+                found[names[int(family.experts == "mixtral")]] = (each, width), part
+    return found
 
 
 def _for_gguf(header: FolderHeader) -> Iterator[WeightSource]:
     config = read_model_config(header)
     family = BY_MODEL_TYPE[header.architecture]
     names = TENSOR_NAMES.get(family.gguf_architecture)
-    if names is None or family.experts not in _KNOWN_EXPERTS:
+    if names is None or family.has_expert_biases:
         raise _not_converted(header)
     if config.moe is not None and config.moe.dense_layers:
         raise no_place(header, "has experts in a part of its layers only")
@@ -98,25 +135,29 @@ def _for_gguf(header: FolderHeader) -> Iterator[WeightSource]:
         if tensor_name is None:
             raise no_place(header, "scales its positions by a list of factors")
         yield WeightSource(tensor_name, (len(values),), (), values=values)
+    weights = _folder_weights(header)
     found: dict[str, list[str]] = {}
     for parameter, _ in names.all(config.num_layers):
-        tensors = _tensors_in_folder(parameter, config, header)
-        if tensors and _has_place(parameter, config):
-            found[parameter] = tensors
-    _refuse_unknown(header, used={name for tensors in found.values() for name in tensors})
+        named = _names_in_folder(parameter, config, weights, header)
+        if named and _has_place(parameter, config):
+            found[parameter] = named
+    used = {name for named in found.values() for name in named}
+    for name, (_, part) in weights.items():
+        if name not in used:
+            raise _no_place_for_tensor(header, part.tensor)
     _refuse_incomplete(header, found, config)
-    for parameter, tensors in found.items():
+    for parameter, named in found.items():
         tensor_name = names.tensor_name(parameter)
         assert tensor_name is not None
-        shape = header.tensors[tensors[0]].shape
+        shape = weights[named[0]][0]
         if _STACKED.fullmatch(parameter):
-            shape = (len(tensors), *shape)
+            shape = (len(named), *shape)
         elif parameter.endswith(_SHARED_GATE):
             shape = shape[-1:]
         yield WeightSource(
             tensor_name,
             shape,
-            tuple(map(SourcePart, tensors)),
+            tuple(weights[name][1] for name in named),
             "to_gguf" if names.is_permuted(parameter) else "kept",
             family.norm_offset if _is_norm(parameter) else 0.0,
         )
@@ -126,7 +167,7 @@ def _for_folder(header: GGUFHeader) -> Iterator[WeightSource]:
     config = read_model_config(header)
     family = family_in_folders(config, header)
     names = TENSOR_NAMES[header.architecture]
-    if family.experts not in _KNOWN_EXPERTS:
+    if family.has_expert_biases:
         raise _not_converted(header)
     found: dict[str, str] = {}
     for tensor_name in header.tensors:
@@ -142,7 +183,8 @@ def _for_folder(header: GGUFHeader) -> Iterator[WeightSource]:
         stacked = _STACKED.fullmatch(parameter)
         if stacked is not None:
             for expert in range(shape[0]):
-                name = _expert_names(stacked, expert)[int(family.experts == "mixtral")]
+                names_of = _expert_names(stacked[1], stacked[2], expert)
+                name = names_of[int(family.experts == "mixtral")]
                 yield WeightSource(name, shape[1:], (SourcePart(tensor_name, expert),))
             continue
         if parameter.endswith(_SHARED_GATE):
@@ -157,28 +199,29 @@ def _for_folder(header: GGUFHeader) -> Iterator[WeightSource]:
         )
 
 
-def _tensors_in_folder(parameter: str, config: ModelConfig, header: FolderHeader) -> list[str]:
-    """The tensors that make up a parameter; empty: the folder has none of them."""
+def _names_in_folder(
+    parameter: str, config: ModelConfig, weights: Collection[str], header: FolderHeader
+) -> list[str]:
+    """What of a folder makes up a parameter; empty: it has none of it."""
     stacked = _STACKED.fullmatch(parameter)
     if stacked is None:
-        return [name for name in _router_names(parameter) if name in header.tensors][:1]
+        return [name for name in _router_names(parameter) if name in weights][:1]
     num_experts = 0 if config.moe is None else config.moe.num_experts
     for style in range(2):
-        names = [_expert_names(stacked, expert)[style] for expert in range(num_experts)]
-        there = [name for name in names if name in header.tensors]
+        names = [_expert_names(stacked[1], stacked[2], i)[style] for i in range(num_experts)]
+        there = [name for name in names if name in weights]
         if there and there != names:
-            raise _incomplete(header, next(name for name in names if name not in header.tensors))
+            raise _incomplete(header, next(name for name in names if name not in weights))
         if there:
             return names
     return []
 
 
-def _expert_names(stacked: re.Match[str], expert: int) -> tuple[str, str]:
+def _expert_names(layer: str, kind: str, expert: int) -> tuple[str, str]:
     """As most families and as Mixtral's folders call an expert's matrix."""
-    layer, part = stacked[1], stacked[2]
     return (
-        f"{layer}.mlp.experts.{expert}.{part}_proj.weight",
-        f"{layer}.block_sparse_moe.experts.{expert}.{_MIXTRAL_PARTS[part]}.weight",
+        f"{layer}.mlp.experts.{expert}.{kind}_proj.weight",
+        f"{layer}.block_sparse_moe.experts.{expert}.{_MIXTRAL_PARTS[kind]}.weight",
     )
 
 
@@ -199,12 +242,6 @@ def _has_place(parameter: str, config: ModelConfig) -> bool:
         return config.mlp_bias
     is_output = parameter.endswith("o_proj.bias")
     return config.attention_output_bias if is_output else config.attention_bias
-
-
-def _refuse_unknown(header: FolderHeader, used: set[str]) -> None:
-    for name in header.tensors:
-        if name not in used and not _FOLLOWS_FROM_CONFIG.fullmatch(name):
-            raise _no_place_for_tensor(header, name)
 
 
 def _refuse_incomplete(header: CheckpointHeader, found: Iterable[str], config: ModelConfig) -> None:
