@@ -47,11 +47,11 @@ def write_family_gguf(
     _add_rope(writer, config, head_dim)
     _add_extras(writer, config, architecture)
     for key, value in (tokenizer or {}).items():
-        kind = gguf.GGUFValueType(int(value.type))
+        value_kind = gguf.GGUFValueType(int(value.type))
         if value.is_array:
-            writer.add_key_value(key, value.plain, gguf.GGUFValueType.ARRAY, sub_type=kind)
+            writer.add_key_value(key, value.plain, gguf.GGUFValueType.ARRAY, sub_type=value_kind)
         else:
-            writer.add_key_value(key, value.value, kind)
+            writer.add_key_value(key, value.value, value_kind)
     for name, weight in _tensors(model, architecture, head_dim):
         values = weight.contiguous().numpy()
         if quantizes and weight.ndim > 1 and weight.shape[-1] % 32 == 0:
