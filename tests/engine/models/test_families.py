@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from octavo.checkpoint.gguf import GGMLType, read_gguf_header
 from octavo.checkpoint.header import read_checkpoint
 from octavo.engine.checkpoint_parts import read_model_config
 from octavo.engine.families import FAMILIES, Family
@@ -14,13 +15,14 @@ from octavo.engine.models.decoder import build_model
 from octavo.engine.weights.load import load_weights
 from octavo.jobs import JobControl
 from tests.support.family_folders import (
+    GPT_OSS,
     SHAPE,
     VARIANTS,
     VOCAB_SIZE,
     variant_ids,
     write_family_folder,
 )
-from tests.support.family_gguf import write_family_gguf
+from tests.support.family_gguf import round_to_blocks, write_family_gguf
 from tests.support.tiny_decoders import PagedForward, make_sequence, tiny_plan, transformers_logits
 
 NUM_TOKENS = 100
@@ -80,3 +82,38 @@ def test_gguf(tmp_path: Path, model_type: str, options: dict[str, Any]) -> None:
     twin = write_family_folder(tmp_path, model_type, **options)
     write_family_gguf(tmp_path / "tiny.gguf", twin)
     assert_same_logits(tmp_path / "tiny.gguf", twin)
+
+
+WHOLE_BLOCKS = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+}
+MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+BLOCK_VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = tuple(
+    (
+        family.model_type,
+        {
+            **WHOLE_BLOCKS,
+            **(GPT_OSS if family.has_sinks else {}),
+            **(MOE if family.experts == "qwen" else {}),
+            **({"shared_expert_intermediate_size": 32} if family.has_shared_expert else {}),
+            **({"norm_topk_prob": True} if family.model_type == "qwen3_moe" else {}),
+        },
+    )
+    for family in FAMILIES
+)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"), BLOCK_VARIANTS, ids=[name for name, _ in BLOCK_VARIANTS]
+)
+def test_gguf_in_blocks(tmp_path: Path, model_type: str, options: dict[str, Any]) -> None:
+    twin = write_family_folder(tmp_path, model_type, **options)
+    path = tmp_path / "tiny.gguf"
+    write_family_gguf(path, twin, quantizes=True)
+    round_to_blocks(twin)
+    types = {tensor.ggml_type for tensor in read_gguf_header(path).tensors.values()}
+    assert GGMLType.Q8_0 in types
+    assert_same_logits(path, twin)
