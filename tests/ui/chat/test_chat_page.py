@@ -28,7 +28,7 @@ from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
 from octavo.ui.widgets.dialogs import ConfirmDialog
 from tests.ui.chat.fakes import FakeChatCore
-from tests.ui.conftest import until
+from tests.ui.conftest import settled, until
 from tests.ui.fakes import MODELS
 
 MODEL = MODELS[0]
@@ -366,11 +366,13 @@ async def test_code_that_fits_a_narrower_window_gets_no_scroll_bar(
         (424, Qt.ScrollBarPolicy.ScrollBarAlwaysOff),
     ):
         page.view.resize(width, 500)
-        await asyncio.sleep(0.05)
         answer = page.view.view_of(1)
         assert answer is not None
         (code,) = answer.segments
         assert isinstance(code, CodeSegment)
+        find_policy = code.editor.horizontalScrollBarPolicy
+        await until(lambda find=find_policy, wanted=policy: find() is wanted)
+        await settled()
         assert code.editor.horizontalScrollBarPolicy() is policy, width
 
 
@@ -382,10 +384,10 @@ async def test_the_composer_stands_under_the_text_when_a_scroll_bar_comes(
     await until(lambda: len(page.transcript) == 2 and not page.composer.is_busy)
     long = page.conversation_id
     page.show_conversation(NEW_CONVERSATION)
-    await asyncio.sleep(0.05)
+    await until(lambda: not page.view.verticalScrollBar().isVisible())
     page.show_conversation(long)
-    await asyncio.sleep(0.05)
-    assert page.view.verticalScrollBar().isVisible()
+    await until(page.view.verticalScrollBar().isVisible)
+    await settled()
     answer = page.view.view_of(1)
     assert answer is not None
     text_left = answer.mapTo(page, QPoint(0, 0)).x()
