@@ -1,6 +1,7 @@
 """The chat page as a person uses it: send, stream, stop, answer again, switch, fail, go on."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -370,8 +371,8 @@ async def test_code_that_fits_a_narrower_window_gets_no_scroll_bar(
         assert answer is not None
         (code,) = answer.segments
         assert isinstance(code, CodeSegment)
-        find_policy = code.editor.horizontalScrollBarPolicy
-        await until(lambda find=find_policy, wanted=policy: find() is wanted)
+        find = code.editor.horizontalScrollBarPolicy
+        await until(functools.partial(lambda find, wanted: find() is wanted, find, policy))
         await settled()
         assert code.editor.horizontalScrollBarPolicy() is policy, width
 
