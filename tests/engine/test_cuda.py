@@ -14,6 +14,7 @@ from octavo.engine.model_runner import ModelRunner
 from octavo.engine.models.decoder import build_model
 from octavo.engine.sampler import gumbel_noise
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence
+from octavo.engine.torch_executor import TorchExecutor
 from tests.support.engines import make_engine, request, run_all
 from tests.support.gguf_files import write_tiny_llama
 from tests.support.model_shapes import SMOLLM2_135M
@@ -33,7 +34,12 @@ def generate(device: str, dtype: str = "float32", **sampling: Any) -> list[list[
     config = EngineConfig(device=device)
     plan = tiny_plan(device=choose_device(config, detect_devices()), dtype=dtype, num_kv_blocks=256)
     model_config = tiny_config(head_dim=16)
-    runner = ModelRunner(random_model(model_config, plan), model_config, plan, config)
+    runner = ModelRunner(
+        TorchExecutor(random_model(model_config, plan), model_config, plan),
+        model_config,
+        plan,
+        config,
+    )
     sequences = [
         make_sequence(i, random_tokens(length, i), seed=i, **sampling)
         for i, length in enumerate((3, 40, 17, 90))
@@ -68,7 +74,7 @@ def test_detected_and_planned() -> None:
     model = build_model(SMOLLM2_135M, plan)
     for parameter in model.parameters():
         parameter.fill_(0.01)
-    runner = ModelRunner(model, SMOLLM2_135M, plan, config)
+    runner = ModelRunner(TorchExecutor(model, SMOLLM2_135M, plan), SMOLLM2_135M, plan, config)
     sequence = make_sequence(0, [5] * 512, temperature=0)
     sequence.block_table = list(range(1, 33))
     runner.execute(ScheduledBatch((ScheduledSequence(sequence, 0, 512),)))

@@ -12,6 +12,7 @@ from octavo.engine.models.decoder import Decoder
 from octavo.engine.request import TokenLogprob
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, StepOutput
 from octavo.engine.sequence import Sequence as TokenSequence
+from octavo.engine.torch_executor import TorchExecutor
 from octavo.errors import EngineError
 from tests.support.tiny_decoders import (
     make_sequence,
@@ -42,7 +43,8 @@ class HandDriven:
 
     def __init__(self, model: Decoder, **options: Any) -> None:
         plan = tiny_plan(block_size=BLOCK_SIZE, num_kv_blocks=128)
-        self.runner = ModelRunner(model, CONFIG, plan, EngineConfig(max_num_seqs=8), **options)
+        executor = TorchExecutor(model, CONFIG, plan)
+        self.runner = ModelRunner(executor, CONFIG, plan, EngineConfig(max_num_seqs=8), **options)
         self.free_blocks = list(range(127, 0, -1))
 
     def step(
@@ -84,7 +86,6 @@ def transformers_greedy(twin: Any, prompt: list[int], count: int) -> list[int]:
 def test_greedy_equals_transformers(model: Decoder, twin: Any) -> None:
     prompts = [random_tokens(length, length) for length in (1, 5, 23)]
     driven = HandDriven(model)
-    assert driven.runner.attention_backend_name == "torch"
     sequences = [make_sequence(i, prompt, temperature=0) for i, prompt in enumerate(prompts)]
     driven.step((sequences[0], 1), (sequences[2], 10))
     driven.step((sequences[0], 1), (sequences[2], 13), (sequences[1], 5))
@@ -211,7 +212,7 @@ def test_a_broken_model_is_an_error() -> None:
 def test_bfloat16_runs_close_to_float32(model: Decoder) -> None:
     plan = tiny_plan(dtype="bfloat16", num_kv_blocks=32)
     rounded = random_model(CONFIG, plan)
-    runner = ModelRunner(rounded, CONFIG, plan, EngineConfig())
+    runner = ModelRunner(TorchExecutor(rounded, CONFIG, plan), CONFIG, plan, EngineConfig())
     prompt = random_tokens(16, 9)
     sequences = [make_sequence(0, prompt, prompt_logprobs=0, temperature=0) for _ in range(2)]
     for sequence in sequences:

@@ -18,6 +18,7 @@ from octavo.engine.model_runner import ModelRunner
 from octavo.engine.request import FinishReason
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.tokenizer import Tokenizer
+from octavo.engine.torch_executor import TorchExecutor
 from tests.support.engines import drain, request, run_all
 from tests.support.gguf_files import write_tiny_llama
 from tests.support.tiny_decoders import random_model, random_tokens, tiny_config
@@ -62,7 +63,7 @@ def assemble(model: ModelConfig, tokenizer: Tokenizer, **options: Any) -> Assemb
     config = EngineConfig(device="cpu", dtype="float32", **options)
     plan = plan_memory(model, config, Device("cpu", 0, "test CPU", 8 << 30, 8 << 30))
     plan.require_fit()
-    runner = ModelRunner(random_model(model, plan), model, plan, config)
+    runner = ModelRunner(TorchExecutor(random_model(model, plan), model, plan), model, plan, config)
     blocks = BlockManager(
         plan.num_group_blocks,
         plan.block_size,
@@ -200,8 +201,8 @@ def test_what_is_allocated_is_what_was_planned(
     config = EngineConfig(device="cpu", dtype="float32", block_size=4, kv_dtype=kv_dtype)
     plan = plan_memory(model, config, Device("cpu", 0, "test CPU", 8 << 30, 8 << 30))
     planned = next(item.num_bytes for item in plan.items if item.name == "KV cache")
-    runner = ModelRunner(random_model(model, plan), model, plan, config)
-    assert runner.kv_cache_bytes == planned
+    executor = TorchExecutor(random_model(model, plan), model, plan)
+    assert executor.kv_cache_bytes == planned
 
 
 @pytest.mark.parametrize("kv_dtype", ["bfloat16", "float8_e4m3", "int8"])

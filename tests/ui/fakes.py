@@ -171,7 +171,8 @@ class FakeHost:
             plan=make_plan(model),
             load_s=0.4,
             resident_growth_bytes=0,
-            attention_backend="torch",
+            executor="plain torch",
+            executor_reason="",
             weights_note="",
         )
         self.set_state(HostState(HostStatus.READY, model, report=report))

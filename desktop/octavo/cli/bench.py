@@ -56,7 +56,7 @@ def bench_verb(options: argparse.Namespace, paths: AppPaths) -> int:
             if not options.json:
                 print(
                     f"{model.title} · {report.plan.device.name} · {report.plan.dtype} ·"
-                    f" {report.attention_backend} attention · loaded in {report.load_s:.2f} s,"
+                    f" {report.executor} · loaded in {report.load_s:.2f} s,"
                     f" {format_bytes(report.resident_growth_bytes)} in memory"
                 )
             counts = sorted({SINGLE_STREAM, *options.streams})

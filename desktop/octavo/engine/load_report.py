@@ -13,6 +13,9 @@ class LoadReport:
     load_s: float
     resident_growth_bytes: int
     """How much the process grew in RAM while it loaded."""
-    attention_backend: str
+    executor: str
+    """What computes the forward pass, in a word or two."""
+    executor_reason: str
+    """Why that, as a sentence."""
     weights_note: str
     """How the weights lie in memory, as a sentence."""

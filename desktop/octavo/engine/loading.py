@@ -19,6 +19,7 @@ from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_runner import ModelRunner
 from octavo.engine.models.decoder import build_model
 from octavo.engine.scheduler import Scheduler
+from octavo.engine.torch_executor import TorchExecutor
 from octavo.engine.weights.load import load_weights
 from octavo.jobs import JobControl, Progress
 
@@ -44,7 +45,10 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
     model = build_model(model_config, plan)
     load_weights(model, header, model_config, control)
     control.report(Progress("Preparing the KV cache"))
-    runner = ModelRunner(model, model_config, plan, config, stop_token_ids=tokenizer.stop_token_ids)
+    executor = TorchExecutor(model, model_config, plan)
+    runner = ModelRunner(
+        executor, model_config, plan, config, stop_token_ids=tokenizer.stop_token_ids
+    )
     block_manager = BlockManager(
         plan.num_group_blocks,
         plan.block_size,
@@ -63,7 +67,8 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
         plan=plan,
         load_s=time.perf_counter() - started_at,
         resident_growth_bytes=psutil.Process().memory_info().rss - rss_before,
-        attention_backend=runner.attention_backend_name,
+        executor=executor.name,
+        executor_reason=executor.reason,
         weights_note=_weights_note(model_config, plan),
     )
     logger.info("Loaded %s in %.2f s on %s", path.name, report.load_s, plan.device.name)

@@ -1,0 +1,44 @@
+"""`Executor`: the forward pass of one model over a KV cache of its own, whoever computes it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from octavo.engine.batch import StepInputs
+
+
+class Executor(Protocol):
+    """Runs a loaded model, step by step; lives on the engine's thread.
+
+    The layout of its KV cache is its own affair. What all share is the numbering: slots and blocks
+    mean in every executor what `StepInputs` says, and block 0 of each group is the null block.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name for reports and logs."""
+
+    @property
+    def reason(self) -> str:
+        """Why it was chosen, as a sentence."""
+
+    @property
+    def kv_cache_bytes(self) -> int: ...
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int, int]]) -> None:
+        """Copies whole blocks in all layers of a group: (group, source, destination) in turn."""
+
+    def forward(self, inputs: StepInputs) -> torch.Tensor:
+        """Runs all layers over one step's tokens and writes their keys and values.
+
+        Returns:
+            [num_tokens, hidden_size]: hidden states after the last norm; valid until the next
+            call. Of the executor's own type, on its device.
+        """
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size], as `forward` gave them, to [num_rows, vocab_size], float32.
+
+        The result is valid until the next call, and may be changed in place.
+        """
