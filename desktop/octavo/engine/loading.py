@@ -76,6 +76,11 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
 
 
 def _weights_note(model_config: ModelConfig, plan: MemoryPlan) -> str:
+    if plan.keeps_packed:
+        return (
+            f"The file's {model_config.quantization} weights stay packed as they are stored;"
+            f" each step unpacks them anew and computes in {plan.dtype}."
+        )
     return (
         f"The file's {model_config.quantization} weights are unpacked to {plan.dtype} in memory"
         " and computed in it."

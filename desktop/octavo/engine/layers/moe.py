@@ -6,15 +6,15 @@ shared expert).
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from octavo.engine.layers.linear import Linear, parameter
+from octavo.engine.layers.linear import Linear, linear, matrix_parameter
 from octavo.engine.layers.mlp import GatedMLP, activate
 from octavo.engine.model_config import ModelConfig
+from octavo.engine.quantization.packed import PackedWeight
 
 
 class Experts(nn.Module):
-    """The matrices of all experts, stacked."""
+    """The matrices of all experts, stacked; those that are kept packed are a list."""
 
     def __init__(
         self,
@@ -24,20 +24,40 @@ class Experts(nn.Module):
         *,
         dtype: torch.dtype,
         device: torch.device,
+        keeps_packed: bool = False,
     ) -> None:
         super().__init__()
-        shape = (num_experts, intermediate_size, hidden_size)
-        self.gate_proj = parameter(*shape, dtype=dtype, device=device)
-        self.up_proj = parameter(*shape, dtype=dtype, device=device)
-        self.down_proj = parameter(
-            num_experts, hidden_size, intermediate_size, dtype=dtype, device=device
-        )
+        self.device = device
+        self.packed: dict[str, list[torch.Tensor | PackedWeight]] = {}
+        """By the name of their parameter, of each expert; empty: the parameters hold them."""
+
+        def stacked(rows: int, columns: int) -> nn.Parameter:
+            return matrix_parameter(
+                num_experts, rows, columns, dtype=dtype, device=device, keeps_packed=keeps_packed
+            )
+
+        self.gate_proj = stacked(intermediate_size, hidden_size)
+        self.up_proj = stacked(intermediate_size, hidden_size)
+        self.down_proj = stacked(hidden_size, intermediate_size)
+
+    def put(self, name: str, index: int, matrix: torch.Tensor | PackedWeight) -> None:
+        """As `KeepsPacked` says."""
+        stacked = getattr(self, name)
+        self.packed.setdefault(name, list(stacked))[index] = matrix
 
     def forward(self, expert: int, hidden: torch.Tensor, activation: str) -> torch.Tensor:
         """[num_tokens, hidden_size] through one expert."""
-        gate = functional.linear(hidden, self.gate_proj[expert])
-        up = functional.linear(hidden, self.up_proj[expert])
-        return functional.linear(activate(gate, activation) * up, self.down_proj[expert])
+        gate = linear(hidden, self.matrix("gate_proj", expert))
+        up = linear(hidden, self.matrix("up_proj", expert))
+        return linear(activate(gate, activation) * up, self.matrix("down_proj", expert))
+
+    def matrix(self, name: str, expert: int) -> torch.Tensor | PackedWeight:
+        """[out_features, in_features]: one of the matrices of one expert."""
+        matrices = self.packed.get(name)
+        if matrices is not None:
+            return matrices[expert]
+        stacked: torch.Tensor = getattr(self, name)
+        return stacked[expert]
 
 
 class MoE(nn.Module):
@@ -46,18 +66,32 @@ class MoE(nn.Module):
     shared_expert: GatedMLP | None
     shared_expert_gate: Linear | None
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        keeps_packed: bool = False,
+    ) -> None:
         super().__init__()
         assert config.moe is not None
         self._moe = config.moe
         self._activation = config.activation
-        self.gate = Linear(config.hidden_size, config.moe.num_experts, dtype=dtype, device=device)
+        self.gate = Linear(
+            config.hidden_size,
+            config.moe.num_experts,
+            dtype=dtype,
+            device=device,
+            keeps_packed=keeps_packed,
+        )
         self.experts = Experts(
             config.moe.num_experts,
             config.hidden_size,
             config.moe.intermediate_size,
             dtype=dtype,
             device=device,
+            keeps_packed=keeps_packed,
         )
         self.shared_expert = self.shared_expert_gate = None
         if config.moe.shared_intermediate_size:
@@ -67,8 +101,11 @@ class MoE(nn.Module):
                 activation=config.activation,
                 dtype=dtype,
                 device=device,
+                keeps_packed=keeps_packed,
             )
-            self.shared_expert_gate = Linear(config.hidden_size, 1, dtype=dtype, device=device)
+            self.shared_expert_gate = Linear(
+                config.hidden_size, 1, dtype=dtype, device=device, keeps_packed=keeps_packed
+            )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden_size], type kept."""
