@@ -13,14 +13,10 @@ from numba import cfunc, float32, njit, uint64
 
 from octavo.engine.kernels.cpu import rotary
 from octavo.engine.kernels.cpu import step_words as words
-from octavo.engine.kernels.cpu.attention_tiles import (
-    BLOCK_SIZE,
-    VALUE_VECTORS,
-    score_blocks,
-    weigh_values,
-)
+from octavo.engine.kernels.cpu.attention_tiles import BLOCK_SIZE, score_blocks, weigh_values
 from octavo.engine.kernels.cpu.rotary import turn_heads
 from octavo.engine.kernels.cpu.simd import (
+    TIER,
     add,
     at,
     div,
@@ -41,6 +37,7 @@ from octavo.engine.kernels.cpu.simd import (
     write_i64,
     zero_f32,
 )
+from octavo.engine.kernels.cpu.simd_tier import Tier
 from octavo.engine.kernels.cpu.step_loop import FIRST_ARGUMENT, KERNEL_SIGNATURE
 
 # Words of an attention operation, behind those that it shares with `rotary`.
@@ -60,8 +57,9 @@ TILE_ROWS = 32
 STRETCH = 256
 """Keys whose scores are held at a time."""
 MAX_HEAD_DIM = 256
-_MOST_ROWS = 8
-"""Rows that are computed together."""
+_HAS_WIDE_REGISTERS = TIER is Tier.AVX512VNNI
+_MOST_ROWS = 8 if _HAS_WIDE_REGISTERS else 6
+"""Rows that are computed together: as many as have their sums in registers."""
 _SCORE_BYTES = 4 * (STRETCH + 4 * BLOCK_SIZE)
 """Of a row; the last step may write some blocks more."""
 
@@ -155,8 +153,14 @@ def _weigh_stretch(row, output, start, num_vectors, end, window, softcap, head_d
     write_f32(place, total)
 
 
-def _make_attend(rows: int, blocks: int):
-    """Attention of a fixed number of rows, whose inner loops are unrolled for it."""
+def _make_attend(rows, blocks, vectors):
+    """Attention of a fixed number of rows, whose inner loops are unrolled for it.
+
+    Args:
+        rows: that are computed together.
+        blocks: of keys that they meet at a time.
+        vectors: of channels of values that are summed at a time.
+    """
 
     @njit(nogil=True, cache=True, inline="never")
     def attend(scratch, keys, values, table, block_bytes, first, end, head_dim, window, softcap):
@@ -211,10 +215,10 @@ def _make_attend(rows: int, blocks: int):
                     at(scratch, _MAXIMA + 4 * row),
                 )
             vector = 0
-            while vector + VALUE_VECTORS <= head_dim // 16:
+            while vector + vectors <= head_dim // 16:
                 weigh_values(
                     rows,
-                    VALUE_VECTORS,
+                    vectors,
                     scores,
                     _SCORE_BYTES,
                     at(values, 32 * vector),
@@ -225,8 +229,8 @@ def _make_attend(rows: int, blocks: int):
                     at(outputs, 64 * vector),
                     stride,
                 )
-                vector += VALUE_VECTORS
-            if vector < head_dim // 16:
+                vector += vectors
+            while vector < head_dim // 16:
                 weigh_values(
                     rows,
                     1,
@@ -240,15 +244,18 @@ def _make_attend(rows: int, blocks: int):
                     at(outputs, 64 * vector),
                     stride,
                 )
+                vector += 1
 
     return attend
 
 
-_attend_1 = _make_attend(1, 4)
-_attend_2 = _make_attend(2, 4)
-_attend_3 = _make_attend(3, 2)
-_attend_4 = _make_attend(4, 2)
-_attend_8 = _make_attend(8, 2)
+# Sums, one vector of each operand and one factor must fit the registers: 32 long ones, or 16 of
+# which a vector takes two.
+_attend_1 = _make_attend(1, 4, 4)
+_attend_2 = _make_attend(2, 4, 4) if _HAS_WIDE_REGISTERS else _make_attend(2, 2, 2)
+_attend_3 = _make_attend(3, 2, 4) if _HAS_WIDE_REGISTERS else _make_attend(3, 1, 1)
+_attend_4 = _make_attend(4, 2, 2) if _HAS_WIDE_REGISTERS else _make_attend(4, 1, 1)
+_attend_most = _make_attend(_MOST_ROWS, *((2, 2) if _HAS_WIDE_REGISTERS else (1, 1)))
 
 
 @njit(nogil=True, cache=True)
@@ -305,7 +312,7 @@ def _attend_rows(operation, step, scratch, sequence, kv_head, begin, rows):
     elif rows == 4:
         _attend_4(*arguments)
     else:
-        _attend_8(*arguments)
+        _attend_most(*arguments)
     output = read_u64(at(operation, 8 * OUTPUT))
     output_bytes = 4 * head_dim * group_size * read_i64(at(operation, 8 * rotary.NUM_KV_HEADS))
     for row in range(rows):

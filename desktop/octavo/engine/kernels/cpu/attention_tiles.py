@@ -18,8 +18,6 @@ from octavo.engine.kernels.cpu.simd_types import F32, I32, I64, LANES
 
 BLOCK_SIZE = LANES
 """Tokens of a block."""
-VALUE_VECTORS = 2
-"""Vectors of channels that `weigh_values` sums at a time."""
 _CHANNELS_AT_ONCE = 4
 _VECTOR_BYTES = LANES * 4
 _HALF_BYTES = LANES * 2

@@ -1,10 +1,11 @@
-"""RMS normalisation of rows of float32."""
+"""RMS normalisation of rows of float32, and sums of them."""
 
 import math
 
 from numba import float32, njit
 
 from octavo.engine.kernels.cpu.simd import (
+    add,
     at,
     fma,
     load_f32,
@@ -36,3 +37,11 @@ def normalise(row, weights, output, size, eps):
     for index in range(0, size, 16):
         values = mul(load_f32(at(row, 4 * index)), factor)
         store_f32(at(output, 4 * index), mul(values, load_f32(at(weights, 4 * index))))
+
+
+@njit(nogil=True, cache=True)
+def add_to(row, added, size):
+    """Adds a row to another; both are addresses of [size], float32, divisible by 16."""
+    for index in range(0, size, 16):
+        place = at(row, 4 * index)
+        store_f32(place, add(load_f32(place), load_f32(at(added, 4 * index))))

@@ -6,7 +6,7 @@ from numba import cfunc, float32, njit, uint64
 
 from octavo.engine.kernels.cpu import step_words as words
 from octavo.engine.kernels.cpu.attention_tiles import BLOCK_SIZE
-from octavo.engine.kernels.cpu.norm import normalise
+from octavo.engine.kernels.cpu.norm import add_to, normalise
 from octavo.engine.kernels.cpu.simd import (
     at,
     fma,
@@ -50,7 +50,9 @@ QUERY_NORM = FIRST_ARGUMENT + 12
 """Address of [head_dim], float32: weights of each query head's norm; 0: there is none."""
 KEY_NORM = FIRST_ARGUMENT + 13
 EPS = FIRST_ARGUMENT + 14
-NUM_HEAD_WORDS = 15
+BIAS = FIRST_ARGUMENT + 15
+"""Address of what is added to all heads, as PROJECTED has them, float32; 0: nothing is."""
+NUM_HEAD_WORDS = 16
 
 LARGEST_HALF = 65504.0
 
@@ -102,6 +104,7 @@ def turn_heads(operation, step, token, kv_head):
         read_u64(at(operation, 8 * QUERY_NORM)),
         read_u64(at(operation, 8 * KEY_NORM)),
     )
+    bias = read_u64(at(operation, 8 * BIAS))
     eps = read_f32(at(operation, 8 * EPS))
     row = at(read_u64(at(operation, 8 * PROJECTED)), token * read_i64(at(operation, 8 * ROW_BYTES)))
     cosines = at(read_u64(at(operation, 8 * COSINES)), 4 * half * token)
@@ -109,6 +112,11 @@ def turn_heads(operation, step, token, kv_head):
     queries = at(row, 4 * head_dim * group_size * kv_head)
     key = at(row, 4 * head_dim * (group_size * num_kv_heads + kv_head))
     value = at(key, 4 * head_dim * num_kv_heads)
+    if bias != 0:
+        of_key = 4 * head_dim * (group_size * num_kv_heads + kv_head)
+        add_to(queries, at(bias, 4 * head_dim * group_size * kv_head), head_dim * group_size)
+        add_to(key, at(bias, of_key), head_dim)
+        add_to(value, at(bias, of_key + 4 * head_dim * num_kv_heads), head_dim)
     for number in range(group_size):
         query = at(queries, 4 * head_dim * number)
         if query_norm != 0:
