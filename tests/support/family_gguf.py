@@ -13,8 +13,14 @@ _PERMUTED = frozenset({"llama", "granite", "smollm3"})
 _GEMMAS = frozenset({"gemma", "gemma2", "gemma3"})
 
 
-def write_family_gguf(path: Path, model: PreTrainedModel) -> None:
-    """All weights in F32 under GGUF's names, with the metadata of the architecture."""
+def write_family_gguf(path: Path, model: PreTrainedModel, *, quantizes: bool = False) -> None:
+    """All weights in F32 under GGUF's names, with the metadata of the architecture.
+
+    Args:
+        path: of the file.
+        model: random.
+        quantizes: write matrices in Q8_0, where they have rows of whole blocks.
+    """
     config = model.config
     architecture = BY_MODEL_TYPE[config.model_type].gguf_architecture
     writer = gguf.GGUFWriter(path, architecture)
@@ -31,7 +37,12 @@ def write_family_gguf(path: Path, model: PreTrainedModel) -> None:
     _add_rope(writer, config, head_dim)
     _add_extras(writer, config, architecture)
     for name, weight in _tensors(model, architecture, head_dim):
-        writer.add_tensor(name, weight.contiguous().numpy())
+        values = weight.contiguous().numpy()
+        if quantizes and weight.ndim > 1 and weight.shape[-1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
     for key in ("long", "short"):
         factors = _ropes(config)[0].get(f"{key}_factor")
         if factors:
@@ -57,6 +68,10 @@ def _add_rope(writer: gguf.GGUFWriter, config: Any, head_dim: int) -> None:
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if rope["rope_type"] == "longrope":
         original = rope["original_max_position_embeddings"]
         stretch = config.max_position_embeddings / original
@@ -82,6 +97,8 @@ def _add_extras(writer: gguf.GGUFWriter, config: Any, architecture: str) -> None
     if num_experts:
         writer.add_expert_count(num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
+        if architecture == "gpt-oss":
+            writer.add_expert_feed_forward_length(config.intermediate_size)
         if hasattr(config, "moe_intermediate_size"):
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if architecture == "qwen2moe":
@@ -103,6 +120,9 @@ def _tensors(
             weight = halves.transpose(1, 2).reshape(shape)
         if architecture in _GEMMAS and name.endswith("norm.weight"):
             weight = weight + 1
+        if architecture == "gpt-oss":
+            tensors += [(_name(names, part), value) for part, value in _gpt_oss_parts(name, weight)]
+            continue
         if name.endswith(".experts.gate_up_proj"):
             gate, up = weight.chunk(2, dim=1)
             prefix = name.removesuffix("gate_up_proj")
@@ -115,6 +135,23 @@ def _tensors(
             weight = weight.squeeze(0)
         tensors.append((_name(names, name), weight))
     return tensors
+
+
+def _gpt_oss_parts(name: str, weight: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """Gate and up take turns in one matrix, whose input features come first."""
+    if name.endswith(".sinks"):
+        return [(name + ".weight", weight)]
+    matrix, bias, _ = name.partition("_bias")
+    suffix = ".bias" if bias else ".weight"
+    if not matrix.endswith(("experts.gate_up_proj", "experts.down_proj")):
+        return [(name, weight)]
+    rows = weight if bias else weight.transpose(1, 2)
+    if matrix.endswith("down_proj"):
+        return [(matrix + suffix, rows)]
+    prefix = matrix.removesuffix("gate_up_proj")
+    return [
+        (f"{prefix}{part}_proj{suffix}", rows[:, i::2]) for i, part in enumerate(("gate", "up"))
+    ]
 
 
 def _name(names: gguf.TensorNameMap, name: str) -> str:

@@ -7,8 +7,8 @@ shared expert).
 import torch
 from torch import nn
 
-from octavo.engine.layers.linear import Linear, linear, matrix_parameter
-from octavo.engine.layers.mlp import GatedMLP, activate
+from octavo.engine.layers.linear import Linear, linear, matrix_parameter, parameter
+from octavo.engine.layers.mlp import GatedMLP, apply_gate
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.quantization.packed import PackedWeight
 
@@ -16,12 +16,17 @@ from octavo.engine.quantization.packed import PackedWeight
 class Experts(nn.Module):
     """The matrices of all experts, stacked; those that are kept packed are a list."""
 
+    gate_proj_bias: nn.Parameter | None
+    up_proj_bias: nn.Parameter | None
+    down_proj_bias: nn.Parameter | None
+
     def __init__(
         self,
         num_experts: int,
         hidden_size: int,
         intermediate_size: int,
         *,
+        bias: bool = False,
         dtype: torch.dtype,
         device: torch.device,
         keeps_packed: bool = False,
@@ -39,6 +44,13 @@ class Experts(nn.Module):
         self.gate_proj = stacked(intermediate_size, hidden_size)
         self.up_proj = stacked(intermediate_size, hidden_size)
         self.down_proj = stacked(hidden_size, intermediate_size)
+        for name, size in (
+            ("gate_proj_bias", intermediate_size),
+            ("up_proj_bias", intermediate_size),
+            ("down_proj_bias", hidden_size),
+        ):
+            biases = parameter(num_experts, size, dtype=dtype, device=device) if bias else None
+            self.register_parameter(name, biases)
 
     def put(self, name: str, index: int, matrix: torch.Tensor | PackedWeight) -> None:
         """As `KeepsPacked` says."""
@@ -47,9 +59,9 @@ class Experts(nn.Module):
 
     def forward(self, expert: int, hidden: torch.Tensor, activation: str) -> torch.Tensor:
         """[num_tokens, hidden_size] through one expert."""
-        gate = linear(hidden, self.matrix("gate_proj", expert))
-        up = linear(hidden, self.matrix("up_proj", expert))
-        return linear(activate(gate, activation) * up, self.matrix("down_proj", expert))
+        gate = self._project("gate_proj", expert, hidden)
+        up = self._project("up_proj", expert, hidden)
+        return self._project("down_proj", expert, apply_gate(gate, up, activation))
 
     def matrix(self, name: str, expert: int) -> torch.Tensor | PackedWeight:
         """[out_features, in_features]: one of the matrices of one expert."""
@@ -59,9 +71,18 @@ class Experts(nn.Module):
         stacked: torch.Tensor = getattr(self, name)
         return stacked[expert]
 
+    def _project(self, name: str, expert: int, inputs: torch.Tensor) -> torch.Tensor:
+        biases: torch.Tensor | None = getattr(self, f"{name}_bias")
+        bias = None if biases is None else biases[expert]
+        return linear(inputs, self.matrix(name, expert), bias)
+
 
 class MoE(nn.Module):
-    """Sends each token through the experts its router picks, and adds their weighted outputs."""
+    """Sends each token through the experts its router picks, and adds their weighted outputs.
+
+    Models that apply softmax after they picked (gpt-oss) are those that renormalise: the two are
+    the same weights.
+    """
 
     shared_expert: GatedMLP | None
     shared_expert_gate: Linear | None
@@ -81,6 +102,7 @@ class MoE(nn.Module):
         self.gate = Linear(
             config.hidden_size,
             config.moe.num_experts,
+            bias=config.moe.has_biases,
             dtype=dtype,
             device=device,
             keeps_packed=keeps_packed,
@@ -89,6 +111,7 @@ class MoE(nn.Module):
             config.moe.num_experts,
             config.hidden_size,
             config.moe.intermediate_size,
+            bias=config.moe.has_biases,
             dtype=dtype,
             device=device,
             keeps_packed=keeps_packed,

@@ -181,7 +181,7 @@ def _rows_of(scale: Tensor, group_size: int, start: int, stop: int) -> Tensor:
     """[stop - start, num_groups], or [1, 1] for all."""
     if group_size == WHOLE:
         return scale.reshape(1, 1)
-    return scale[start:stop].reshape(stop - start, -1)
+    return scale.reshape(len(scale), -1)[start:stop]
 
 
 def _group_indices(companions: Mapping[str, Tensor]) -> Tensor | None:

@@ -30,6 +30,7 @@ PLAIN_DTYPES = {
 }
 """Types of blocks that are plain numbers."""
 
+_LARGEST_FP4 = 6.0
 _LARGEST_INTEGER = 512.0
 """Above the magnitude of every integer less its zero point."""
 
@@ -118,6 +119,9 @@ class PackedBlocks(PackedWeight):
         return self._unpack(self.blocks.index_select(0, indices), dtype)
 
     def is_surely_finite(self, dtype: torch.dtype) -> bool:
+        if self.ggml_type is GGMLType.MXFP4:
+            exponents = self.blocks.view(-1, BLOCK_LAYOUT[self.ggml_type][1])[:, 0]
+            return _LARGEST_FP4 * 2.0 ** (int(exponents.max()) - 127) <= torch.finfo(dtype).max
         offsets = SCALE_OFFSETS.get(self.ggml_type)
         if offsets is None:
             return False

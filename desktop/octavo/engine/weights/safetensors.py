@@ -13,6 +13,7 @@ from octavo.checkpoint.safetensors import SafetensorsTensor
 from octavo.checkpoint.stored_weights import StoredWeight
 from octavo.engine.quantization.gguf import dequantize_into
 from octavo.engine.quantization.packed import PLAIN_DTYPES, PackedBlocks, PackedWeight
+from octavo.engine.weights.merged_experts import read_merged_into, read_merged_packed
 from octavo.engine.weights.pieces import (
     PIECE_BYTES,
     PackedTarget,
@@ -60,6 +61,9 @@ class SafetensorsWeights:
     def read_into(self, name: str, out: Tensor) -> None:
         """Reads one weight into memory that is already there; as `CheckpointWeights` says."""
         weight = self.tensors[name]
+        if weight.rows is not None:
+            read_merged_into(weight, weight.rows, out)
+            return
         if weight.format is not None:
             read_quantized_into(weight, weight.format, out)
             return
@@ -75,14 +79,17 @@ class SafetensorsWeights:
     def read_packed(self, name: str, target: PackedTarget) -> Tensor | PackedWeight:
         """Reads one matrix as it is stored; as `CheckpointWeights` says."""
         weight = self.tensors[name]
-        if weight.format is not None:
+        if weight.rows is None and weight.format is not None:
             return read_packed_linear(weight, weight.format, target)
         tensor = weight.main
-        ggml_type, _ = _TYPES[tensor.dtype]
-        if is_held_dense(PLAIN_DTYPES[ggml_type], target.dtype):
+        ggml_type, _ = _TYPES.get(tensor.dtype, (None, 0))
+        if ggml_type is not None and is_held_dense(PLAIN_DTYPES[ggml_type], target.dtype):
             out = torch.empty(target.shape, dtype=target.dtype, device=target.device)
             self.read_into(name, out)
             return out.view(target.matrix_shape)
+        if weight.rows is not None:
+            return read_merged_packed(weight, weight.rows, target)
+        assert ggml_type is not None
         weight.check(target.shape)
         raw = torch.empty(tensor.num_bytes, dtype=torch.uint8, device=target.device)
         read_into_memory(tensor.path, tensor, raw)
