@@ -5,7 +5,7 @@ compile them for processors that are not at hand. Unless it says otherwise, a fu
 of any length; the caller chooses one that the tier has registers for, or lets LLVM split them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import llvmlite.binding as llvm
@@ -303,3 +303,62 @@ def dot(b: Builder, tier: Tier, total: Value, codes: Value, signed: Value) -> Va
         highs = pairs_of_words(b, pairs_of_bytes(b, high, factors), constant(words, 16))
         totals.append(b.add(sums, b.add(lows, highs)))
     return concatenate(b, totals)
+
+
+# Order.
+
+
+def keep_order(b: Builder, tier: Tier, values: Sequence[Value]) -> list[Value]:
+    """The same vectors, behind a line that no instruction which makes or reads them crosses.
+
+    LLVM likes to sort long sums anew; where registers are scarce, it then spills most of them. The
+    line itself is no instruction.
+    """
+    register = {Tier.NEON: "w", Tier.AVX512VNNI: "v"}.get(tier, "x")
+    kind = ir.LiteralStructType([value.type for value in values])
+    constraints = [f"={register}"] * len(values) + [str(i) for i in range(len(values))]
+    constraints.append("~{memory}")
+    line = ir.FunctionType(kind, [value.type for value in values])
+    assembly = ir.InlineAsm(line, "", ",".join(constraints), side_effect=True)
+    results = b.call(assembly, list(values))
+    return [b.extract_value(results, i) for i in range(len(values))]
+
+
+# Control flow.
+
+
+def loop(
+    b: Builder,
+    count: Value,
+    initial: Sequence[Value],
+    body: Callable[[Value, list[Value]], Sequence[Value]],
+) -> list[Value]:
+    """Repeats a body `count` times (a 64-bit integer, 0 or more) and carries values along.
+
+    Args:
+        initial: the values before the first time.
+        body: takes the number of the time, from 0, and the values; returns their next ones.
+
+    Returns:
+        The values after the last time.
+    """
+    before = b.block
+    header = b.append_basic_block("loop")
+    inside = b.append_basic_block("body")
+    after = b.append_basic_block("after")
+    b.branch(header)
+    b.position_at_end(header)
+    index = b.phi(I64)
+    values = [b.phi(value.type) for value in initial]
+    b.cbranch(b.icmp_signed("<", index, count), inside, after)
+    b.position_at_end(inside)
+    results = body(index, list(values))
+    following = b.add(index, ir.Constant(I64, 1))
+    index.add_incoming(ir.Constant(I64, 0), before)
+    index.add_incoming(following, b.block)
+    for phi, first, result in zip(values, initial, results, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(result, b.block)
+    b.branch(header)
+    b.position_at_end(after)
+    return values
