@@ -8,7 +8,7 @@ from octavo.engine.batch import StepInputs
 from octavo.engine.config import EngineConfig
 from octavo.engine.cpu_program import DecoderProgram
 from octavo.engine.kernels.cpu import attention
-from octavo.engine.kernels.cpu.attention_tiles import BLOCK_SIZE
+from octavo.engine.kernels.cpu.limits import BLOCK_SIZE
 from octavo.engine.kernels.cpu.program import byte_buffer
 from octavo.engine.kernels.cpu.simd import TIER
 from octavo.engine.kernels.cpu.step_arrays import StepArrays

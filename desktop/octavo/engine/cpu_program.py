@@ -1,7 +1,7 @@
 """Turns a loaded decoder into programs for the CPU's kernels: one for the layers, one for logits.
 
 The decoder's configuration decides which operations there are, so that an architecture needs no
-function of its own. What the operations cannot do is said by `why_not`, before anything is loaded.
+function of its own. What the operations cannot do is said by `planning`, before anything is loaded.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import torch
 
 from octavo.engine.cpu_weights import Matrix
 from octavo.engine.kernels.cpu import attention, rotary, rows, step_words
-from octavo.engine.kernels.cpu.attention_tiles import BLOCK_SIZE
+from octavo.engine.kernels.cpu.limits import ACTIVATIONS, BLOCK_SIZE
 from octavo.engine.kernels.cpu.linear import compile_kernel
 from octavo.engine.kernels.cpu.program import Program, Words, byte_buffer, float_buffer
 from octavo.engine.kernels.cpu.quantize_activations import quantized_row_bytes
@@ -27,75 +27,6 @@ _PORTIONS_PER_THREAD = 6
 """A matrix is cut into so many, so that who comes late or is put aside costs little."""
 _GATE_GROUPS = 64
 """Groups of 32 channels that are gated at a time."""
-
-_HANDLED = frozenset(
-    {
-        "architecture",
-        "name",
-        "num_layers",
-        "hidden_size",
-        "intermediate_size",
-        "num_heads",
-        "num_kv_heads",
-        "head_dim",
-        "vocab_size",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "rope",
-        "tie_word_embeddings",
-        "num_parameters",
-        "checkpoint_bytes",
-        "quantization",
-        "attention_bias",
-        "attention_output_bias",
-        "attention_scale",
-        "attention_softcap",
-        "final_softcap",
-        "qk_norm",
-        "norm_placement",
-        "norm_offset",
-        "norm_in_float32",
-        "activation",
-        "mlp_bias",
-        "embedding_scale",
-        "residual_scale",
-        "logits_scale",
-        "windows",
-        "local_rope",
-        "unrotated_layers",
-        "has_sinks",
-        "weight_format",
-        "stored",
-    }
-)
-"""Fields of `ModelConfig` that the operations know; another one must have its default."""
-
-
-def why_not(config: ModelConfig) -> str:
-    """What of a model the operations cannot do, as the end of a sentence; empty: nothing."""
-    for entry in dataclasses.fields(config):
-        if entry.name in _HANDLED:
-            continue
-        default = entry.default
-        if default is dataclasses.MISSING and entry.default_factory is not dataclasses.MISSING:
-            default = entry.default_factory()
-        if getattr(config, entry.name) != default:
-            return f"they do not know models with {entry.name}"
-    if config.activation not in rows.ACTIVATIONS:
-        return f"they do not know the activation {config.activation}"
-    if config.head_dim % 16 or config.head_dim > attention.MAX_HEAD_DIM:
-        return (
-            f"they take heads of 16 to {attention.MAX_HEAD_DIM} channels in steps of 16,"
-            f" not {config.head_dim}"
-        )
-    if config.num_heads // config.num_kv_heads > attention.TILE_ROWS:
-        return f"they let at most {attention.TILE_ROWS} query heads share a key head"
-    for name in ("hidden_size", "intermediate_size"):
-        if getattr(config, name) % GROUP:
-            return f"they take a {name} in steps of {GROUP}, not {getattr(config, name)}"
-    if config.qk_norm == "all" and config.attention_bias:
-        return "they do not know biases before norms over all heads"
-    return ""
 
 
 @dataclasses.dataclass(slots=True)
@@ -125,7 +56,7 @@ class DecoderProgram:
 
         Args:
             decoder: loaded.
-            config: for which `why_not` is empty.
+            config: that `planning` plans kernels for.
             groups: the model's KV groups.
             pages: of each group, [num_layers, 2, num_blocks, num_kv_heads, 16 * head_dim],
                 float16.
@@ -212,7 +143,7 @@ class DecoderProgram:
         config, module = self._config, layer.self_attn
         matrices = Matrix.of_layers([module.q_proj, module.k_proj, module.v_proj])
         self._add_norm(before, norm, inputs=self._inputs, readers=matrices)
-        self._add_products(matrices, self._inputs, self._projected)
+        self._add_products(matrices, self._inputs, self._projected, program=self.layers)
         head_dim, num_kv_heads = config.head_dim, config.num_kv_heads
         window = config.window(index)
         cosines, sines, half = self._angles if window is None else self._local_angles
@@ -277,19 +208,19 @@ class DecoderProgram:
         output = Matrix.of_layers([module.o_proj])
         if self._attended.quantized_for(output) is not None:
             self._add_quantizing(self.layers, self._attended, step_words.NUM_TOKENS)
-        self._add_products(output, self._attended, self._output)
+        self._add_products(output, self._attended, self._output, program=self.layers)
 
     def _add_mlp(self, mlp: GatedMLP, before: _Part, norm: torch.Tensor | None) -> None:
         matrices = Matrix.of_layers([mlp.gate_proj, mlp.up_proj])
         self._add_norm(before, norm, inputs=self._inputs, readers=matrices)
-        self._add_products(matrices, self._inputs, self._gates)
+        self._add_products(matrices, self._inputs, self._gates, program=self.layers)
         down = Matrix.of_layers([mlp.down_proj])
         bias = _biases([mlp.gate_proj, mlp.up_proj])
         size = self._config.intermediate_size
         words: Words = {
             rows.GATES: self._gates,
             rows.GATE_SIZE: size,
-            rows.ACTIVATION: rows.ACTIVATIONS[self._config.activation],
+            rows.ACTIVATION: ACTIVATIONS[self._config.activation],
             rows.GATE_BIAS: bias,
             rows.GATED: self._gated.floats_for(down),
             rows.GATED_QUANTIZED: self._gated.quantized_for(down),
@@ -301,7 +232,7 @@ class DecoderProgram:
             factor=size // GROUP,
             grain=_GATE_GROUPS,
         )
-        self._add_products(down, self._gated, self._output)
+        self._add_products(down, self._gated, self._output, program=self.layers)
 
     def _add_norm(
         self,
@@ -352,7 +283,7 @@ class DecoderProgram:
         inputs: "_Inputs",
         output: torch.Tensor,
         *,
-        program: Program | None = None,
+        program: Program,
         rows_word: int = step_words.NUM_TOKENS,
     ) -> None:
         """Multiplies by matrices whose outputs lie side by side."""
@@ -377,7 +308,7 @@ class DecoderProgram:
                 rows.ROWS_WORD: rows_word,
             }
             portions = self._num_threads * _PORTIONS_PER_THREAD
-            (program or self.layers).add(
+            program.add(
                 rows.multiply,
                 words,
                 extent=step_words.ONE,

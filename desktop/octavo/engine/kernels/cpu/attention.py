@@ -13,7 +13,8 @@ from numba import cfunc, float32, njit, uint64
 
 from octavo.engine.kernels.cpu import rotary
 from octavo.engine.kernels.cpu import step_words as words
-from octavo.engine.kernels.cpu.attention_tiles import BLOCK_SIZE, score_blocks, weigh_values
+from octavo.engine.kernels.cpu.attention_tiles import score_blocks, weigh_values
+from octavo.engine.kernels.cpu.limits import BLOCK_SIZE, MAX_GROUP_SIZE, MAX_HEAD_DIM
 from octavo.engine.kernels.cpu.rotary import turn_heads
 from octavo.engine.kernels.cpu.simd import (
     TIER,
@@ -52,11 +53,10 @@ SOFTCAP = _FIRST + 3
 SINKS = _FIRST + 4
 """Address of [num_heads], float32; 0: none."""
 
-TILE_ROWS = 32
-"""Rows of a tile, and so the most query heads that may share a key head."""
+TILE_ROWS = MAX_GROUP_SIZE
+"""Rows of a tile."""
 STRETCH = 256
 """Keys whose scores are held at a time."""
-MAX_HEAD_DIM = 256
 _HAS_WIDE_REGISTERS = TIER is Tier.AVX512VNNI
 _MOST_ROWS = 8 if _HAS_WIDE_REGISTERS else 6
 """Rows that are computed together: as many as have their sums in registers."""

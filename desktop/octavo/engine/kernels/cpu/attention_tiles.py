@@ -14,10 +14,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from octavo.engine.kernels.cpu import simd_emit as emit
+from octavo.engine.kernels.cpu.limits import BLOCK_SIZE
 from octavo.engine.kernels.cpu.simd_types import F32, I32, I64, LANES
 
-BLOCK_SIZE = LANES
-"""Tokens of a block."""
 _CHANNELS_AT_ONCE = 4
 _VECTOR_BYTES = LANES * 4
 _HALF_BYTES = LANES * 2

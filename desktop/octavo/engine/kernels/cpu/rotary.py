@@ -5,7 +5,7 @@ import math
 from numba import cfunc, float32, njit, uint64
 
 from octavo.engine.kernels.cpu import step_words as words
-from octavo.engine.kernels.cpu.attention_tiles import BLOCK_SIZE
+from octavo.engine.kernels.cpu.limits import BLOCK_SIZE
 from octavo.engine.kernels.cpu.norm import add_to, normalise
 from octavo.engine.kernels.cpu.simd import (
     at,

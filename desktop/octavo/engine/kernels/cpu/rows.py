@@ -4,6 +4,7 @@ import math
 
 from numba import cfunc, float32, njit, uint64
 
+from octavo.engine.kernels.cpu.limits import GELU_TANH
 from octavo.engine.kernels.cpu.norm import add_to, normalise
 from octavo.engine.kernels.cpu.quantize_activations import quantize_group, quantize_row
 from octavo.engine.kernels.cpu.simd import (
@@ -136,16 +137,13 @@ GATES = FIRST_ARGUMENT
 """Address of [num_rows, 2 * GATE_SIZE], float32: gates, then what they let through."""
 GATE_SIZE = FIRST_ARGUMENT + 1
 ACTIVATION = FIRST_ARGUMENT + 2
-"""One of the numbers below."""
+"""One of the numbers in `limits.ACTIVATIONS`."""
 GATE_BIAS = FIRST_ARGUMENT + 3
 """Address of [2 * GATE_SIZE], float32; 0: there is none."""
 GATED = FIRST_ARGUMENT + 4
 """Address of [num_rows, GATE_SIZE], float32; 0: nobody wants it."""
 GATED_QUANTIZED = FIRST_ARGUMENT + 5
 """Address of the same as 8-bit integers; 0: nobody wants it."""
-
-SILU, GELU_TANH = 0, 1
-ACTIVATIONS = {"silu": SILU, "gelu_tanh": GELU_TANH}
 
 
 @njit(nogil=True, cache=True)

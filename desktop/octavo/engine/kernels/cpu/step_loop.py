@@ -54,7 +54,7 @@ _PAUSES = 300
 """A wait inside a step spins so often before it lets other programs have the core."""
 
 
-@njit(nogil=True, cache=True, inline="never")
+@njit("void(uint64, int64)", nogil=True, cache=True, inline="never")
 def _open_next(control, operation):
     """Opens the first operation from an address on that has anything to do."""
     # Closed first: who has read the old number of portions and then a new one must not succeed.
@@ -80,7 +80,7 @@ def _open_next(control, operation):
     atomic_store(word, ((current >> _PORTION_BITS) + 1) << _PORTION_BITS)
 
 
-@njit(nogil=True, cache=True)
+@njit("void(uint64, int64, int64, int64)", nogil=True, cache=True)
 def open_program(control, operations, num_operations, step):
     """Lets the threads begin; nobody may be inside an earlier program's operations any more.
 
@@ -95,7 +95,7 @@ def open_program(control, operations, num_operations, step):
     _open_next(control, operations)
 
 
-@njit(nogil=True, cache=True)
+@njit("void(uint64, uint64)", nogil=True, cache=True)
 def run_portions(control, scratch):
     """Takes portions until the program is at its end.
 
@@ -136,13 +136,13 @@ def run_portions(control, scratch):
             _open_next(control, operation + 8 * OPERATION_WORDS)
 
 
-@njit(nogil=True, cache=True)
+@njit("boolean(uint64)", nogil=True, cache=True)
 def has_program(control):
     """Whether there is something to do."""
     return atomic_load(at(control, 8 * _OPERATION)) != 0
 
 
-@njit(nogil=True, cache=True)
+@njit("boolean(uint64, int64)", nogil=True, cache=True)
 def wait_for_program(control, num_pauses):
     """Spins until there is something to do, for so many turns at most; says whether there is."""
     for turn in range(num_pauses):
