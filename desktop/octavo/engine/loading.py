@@ -74,6 +74,7 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
         executor=executor.name,
         executor_reason=" ".join(filter(None, (plan.why_not_kernels, executor.reason))),
         weights_note=_weights_note(model_config, plan),
+        left_out_note=header.left_out,
     )
     logger.info("Loaded %s in %.2f s on %s", path.name, report.load_s, plan.device.name)
     return engine, report
