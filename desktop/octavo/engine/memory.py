@@ -75,6 +75,10 @@ class MemoryPlan:
     """Whether matrices lie in memory as the checkpoint stores them."""
     chosen_kv_dtype: str = "auto"
     """Of cached keys and values; `auto`: as `dtype`."""
+    uses_kernels: bool = False
+    """Whether compiled CPU kernels run the model, and not torch."""
+    why_not_kernels: str = ""
+    """If not, why, as a sentence."""
 
     @property
     def total_bytes(self) -> int:
