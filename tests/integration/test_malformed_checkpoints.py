@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
-from octavo.checkpoint.gguf import GGMLType
+from octavo.checkpoint.gguf import GGMLType, read_gguf_header
 from octavo.checkpoint.header import read_checkpoint
 from octavo.engine.checkpoint_parts import read_chat_template, read_model_config, read_tokenizer
 from octavo.engine.config import EngineConfig
@@ -121,7 +121,7 @@ def run_cases(path: Path, damage: Callable[[random.Random], None]) -> set[str]:
     return outcomes
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "num_layers": 1,
     "hidden_size": 32,
     "num_heads": 2,
@@ -134,7 +134,7 @@ SMALL = {
 def test_bytes_of_gguf_files(tmp_path: Path, ggml_type: GGMLType) -> None:
     path = write_tiny_llama(tmp_path / "tiny.gguf", ggml_type=ggml_type, **SMALL)
     content = path.read_bytes()
-    header_bytes = read_checkpoint(path).data_offset
+    header_bytes = read_gguf_header(path).data_offset
 
     def damage(random_: random.Random) -> None:
         path.write_bytes(damaged_bytes(content, random_, header_bytes))
