@@ -13,7 +13,7 @@ from octavo.cli.hub import pull_hub_model
 from octavo.cli.terminal import STARTER, find_model, make_core, print_table, pull_starter
 from octavo.core import Core
 from octavo.engine.checkpoint_parts import read_model_config
-from octavo.engine.support import evidence, family_of, format_of
+from octavo.engine.support import Evidence, evidence, family_of, format_of
 from octavo.errors import OctavoError, UnsupportedModelError
 from octavo.hub.library import LibraryModel
 from octavo.hub.model_import import LinkKind, import_model
@@ -143,8 +143,10 @@ def _support(model: LibraryModel) -> dict[str, str]:
     except UnsupportedModelError as error:
         return {**found, "format": header.quantization, "support": f"no: {error.message}"}
     found["format"] = f"{stored.title}: {header.quantization}"
-    runs = family is not None and not model.problem
-    found["support"] = evidence(family, stored).sentence if runs else "does not run"
+    verdict = Evidence.NONE
+    if family is not None and not model.problem:
+        verdict = evidence(family, stored)
+    found["support"] = verdict.sentence
     if header.left_out:
         found["left out"] = header.left_out
     return found
