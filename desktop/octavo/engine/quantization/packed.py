@@ -205,7 +205,7 @@ class PackedLinear(PackedWeight):
         return bound <= torch.finfo(dtype).max
 
     def select(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
-        unique, places = indices.unique(return_inverse=True)
+        unique, places = torch.unique(indices, return_inverse=True)
         rows = [self.unpack_rows(row, row + 1, dtype) for row in unique.tolist()]
         if not rows:
             return torch.empty(0, self.shape[1], dtype=dtype, device=indices.device)
