@@ -104,6 +104,7 @@ class FusedLinear:
         device: torch.device,
         keeps_packed: bool = False,
     ) -> None:
+        sizes = list(out_features)
         self._weight = None
         self._bias = torch.empty(sum(out_features), dtype=dtype, device=device) if bias else None
         self.parts = [
