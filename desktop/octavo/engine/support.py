@@ -47,7 +47,6 @@ FORMATS = (
     FLOAT8,
     MXFP4,
 )
-
 """In the order of the table."""
 
 _OF_GPT_OSS = frozenset({PLAIN, GGUF_PLAIN, GGUF_BLOCKS, MXFP4})
