@@ -14,7 +14,14 @@ import psutil
 import pytest
 
 from octavo.checkpoint.header import read_checkpoint
-from octavo.errors import CheckpointError, EngineError, InsufficientMemoryError, OctavoError
+from octavo.errors import (
+    CheckpointError,
+    EngineError,
+    InsufficientMemoryError,
+    OctavoError,
+    StorageError,
+    UnsupportedModelError,
+)
 from octavo.jobs import JobCancelled, JobControl, Progress
 from octavo.quantize.error_lines import error_from_json, error_to_json
 from octavo.quantize.job import evaluate, quantize
@@ -22,6 +29,7 @@ from octavo.quantize.recipe import QuantizeRecipe
 from octavo.quantize.report import read_report, report_file
 from octavo.quantize.writing import write_model
 from tests.support.gguf_files import write_tiny_llama
+from tests.support.model_folders import write_model_folder
 
 pytestmark = pytest.mark.usefixtures("paths")
 
@@ -83,6 +91,43 @@ async def test_report_says_what_it_cost(source: Path, tmp_path: Path) -> None:
     assert read_report(recipe.output) is None
 
 
+async def test_measuring_that_was_stopped_goes_on(source: Path, tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "Reading with the original":
+            control.cancel()
+
+    control = JobControl(stop)
+    recipe = QuantizeRecipe(source, "q4_0", tmp_path / "Tiny-q4_0.gguf")
+    with pytest.raises(JobCancelled):
+        await quantize(recipe, control)
+    unmeasured = read_report(recipe.output)
+    assert unmeasured is not None
+    assert not unmeasured.is_measured
+    written_at = recipe.output.stat().st_mtime_ns
+    seen: list[Progress] = []
+    report = await quantize(recipe, JobControl(seen.append))
+    assert {progress.stage.partition(" ")[0] for progress in seen} == {"Loading", "Reading"}
+    assert recipe.output.stat().st_mtime_ns == written_at
+    assert report.is_measured
+    assert read_report(recipe.output) == report
+    assert (report.seconds, report.bits_per_weight) == (
+        unmeasured.seconds,
+        unmeasured.bits_per_weight,
+    )
+    # With its report whole there is nothing to go on with.
+    with pytest.raises(StorageError, match="exists already"):
+        await quantize(recipe, JobControl())
+
+
+async def test_what_no_other_file_can_say_leaves_nothing_behind(tmp_path: Path) -> None:
+    # Its tokenizer has a token that swallows blanks.
+    write_model_folder(tmp_path / "Tiny", hidden_size=64, num_attention_heads=4)
+    recipe = QuantizeRecipe(tmp_path / "Tiny", "q8_0", tmp_path / "out" / "Tiny.gguf")
+    with pytest.raises(UnsupportedModelError, match="swallows blanks"):
+        await quantize(recipe, JobControl())
+    assert not recipe.partial.exists()
+
+
 def spoil_last_weight(source: Path) -> None:
     """Puts NaNs there, which no header shows."""
     broken = bytearray(source.read_bytes())
@@ -115,18 +160,18 @@ async def test_death_of_the_child_is_an_error(long_source: Path, tmp_path: Path)
     killer.join()
 
 
-async def test_cancelling_ends_the_child_within_a_second(long_source: Path, tmp_path: Path) -> None:
+async def test_cancelling_ends_the_child_where_it_is(long_source: Path, tmp_path: Path) -> None:
     recipe = QuantizeRecipe(long_source, "int4-g64", tmp_path / "out")
     control = JobControl()
     task = asyncio.create_task(quantize(recipe, control, evaluates=False))
-    await asyncio.to_thread(wait_until, (recipe.partial / "journal.jsonl").exists)
-    cancelled_at = time.monotonic()
+    journal = recipe.partial / "journal.jsonl"
+    await asyncio.to_thread(wait_until, _has_lines(journal, 0))
     control.cancel()
     with pytest.raises(JobCancelled):
         await task
     assert not children()
-    assert time.monotonic() - cancelled_at < 1.0
-    assert recipe.partial.exists()
+    assert not recipe.output.exists(), "it did not go on to its end"
+    assert _num_lines(journal) > 0, "what is finished is kept"
 
 
 @pytest.mark.slow
@@ -158,7 +203,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
             # The parent: its child must go by itself.
             parent.kill()
             parent.wait()
-        psutil.wait_procs([child], timeout=2.0)
+        psutil.wait_procs([child], timeout=30.0)
         assert not child.is_running()
         num_finished.append(_num_lines(journal))
         assert not recipe.output.exists()

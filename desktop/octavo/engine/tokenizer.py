@@ -284,6 +284,7 @@ class SentencePieceTokenizer(Tokenizer):
             byte_fallback=True,
         )
         super().__init__(vocabulary, tokenizers.Tokenizer(model))
+        self.scores = tuple(scores)
         self.strips_leading_space = add_space_prefix
         self.removes_extra_whitespaces = remove_extra_whitespaces
         self.prefixes_only_beginning = prefixes_only_beginning

@@ -2,17 +2,20 @@
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from octavo.checkpoint.folder import FolderHeader
+from octavo.checkpoint.gguf import GGUFHeader
 from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.engine.checkpoint_parts import read_model_config
 from octavo.errors import (
     InsufficientMemoryError,
     InvalidInputError,
+    ModelError,
     StorageError,
     UnsupportedModelError,
 )
@@ -65,6 +68,26 @@ class QuantizeRecipe:
         _check_memory(plan)
         return plan
 
+    def check_tokens(self) -> None:
+        """Finds out whether the other kind of file can say how the tokenizer works.
+
+        It takes some seconds for large vocabularies, so that it is a check of its own.
+
+        Raises:
+            UnsupportedModelError: it cannot.
+            CheckpointError: a file of the source is damaged.
+        """
+        # They load the library of tokenizers, which nobody needs who only looks at sizes.
+        from octavo.quantize.conversion.folder_files import write_folder_files
+        from octavo.quantize.conversion.gguf_metadata import gguf_metadata
+
+        container, header = find_method(self.method).container, read_checkpoint(self.source)
+        if container == "gguf":
+            gguf_metadata(header)
+        elif isinstance(header, GGUFHeader):
+            with tempfile.TemporaryDirectory() as folder:
+                write_folder_files(header, Path(folder), None)
+
     def _check_output(self, method: QuantizeMethod) -> None:
         is_gguf_name = self.output.suffix.lower() == GGUF_SUFFIX
         if method.container == "gguf" and not is_gguf_name:
@@ -108,13 +131,23 @@ class QuantizeRecipe:
             )
 
 
-def estimate_bytes(header: CheckpointHeader, method: QuantizeMethod) -> int:
-    """How large the result will be, without tokenizer and config.
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a method would give of a model, as far as headers say it."""
 
-    Raises:
-        UnsupportedModelError: the model has tensors that Octavo does not know.
-    """
-    return plan_output(header, method).num_bytes
+    num_bytes: int
+    """Without tokenizer and config; 0 if it cannot be done."""
+    remarks: tuple[str, ...] = ()
+    """What is special about it, in sentences; why not, if it cannot be done."""
+
+
+def estimate(header: CheckpointHeader, method: QuantizeMethod) -> Estimate:
+    """How large the result will be, and what is special about it."""
+    try:
+        plan = plan_output(header, method)
+    except ModelError as error:
+        return Estimate(0, (error.message,))
+    return Estimate(plan.num_bytes, tuple(plan.remarks))
 
 
 def default_output(models_dir: Path, name: str, method: QuantizeMethod) -> Path:
