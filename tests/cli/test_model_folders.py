@@ -60,7 +60,7 @@ class TestShowSaysBeforeALoad:
         assert "Llama 1 to 3" in out
         assert "safetensors: F32" in out
         support = json.loads(cli("show", folder, "--json").out)["support"]
-        assert support["support"].startswith("runs; tested together")
+        assert support["support"].startswith("runs; ")
 
     def test_that_its_architecture_does_not(self, cli: Cli, folder: Path) -> None:
         change_json(folder / "config.json", model_type="mamba", architectures=["MambaForCausalLM"])
