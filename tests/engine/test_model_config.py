@@ -34,7 +34,8 @@ def config_with(tmp_path: Path, **changes: Any) -> ModelConfig:
 
 def test_numbers_of_a_llama(tmp_path: Path) -> None:
     model = TinyLlama(ggml_type=GGMLType.Q8_0)
-    matrices = [array for kind, array in model.tensors().values() if kind is GGMLType.Q8_0]
+    matrices = [weight.size for weight in model.weights().values() if weight.ndim == 2]
+    vectors = [weight.size for weight in model.weights().values() if weight.ndim == 1]
     assert config_of(tmp_path, model) == ModelConfig(
         architecture="llama",
         name="Tiny Llama",
@@ -53,11 +54,9 @@ def test_numbers_of_a_llama(tmp_path: Path) -> None:
         checkpoint_bytes=sum(array.nbytes for _, array in model.tensors().values()),
         quantization="Q8_0",
         stored=StoredSizes(
-            quantized_elements=sum(w.size for w in model.weights().values() if w.ndim > 1),
-            quantized_bytes=sum(array.nbytes for array in matrices),
-            wide_elements=0,
-            half_elements=0,
-            vector_elements=sum(w.size for w in model.weights().values() if w.ndim == 1),
+            quantized_elements=sum(matrices),
+            quantized_bytes=sum(matrices) // 32 * 34,
+            vector_elements=sum(vectors),
         ),
     )
 

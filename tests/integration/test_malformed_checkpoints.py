@@ -47,7 +47,11 @@ MOST_BYTES = 768 << 20
 """Of address space beyond what the process has already, threads included."""
 MOST_CPU_S = 5.0
 MACHINE = Device("cpu", 0, "test CPU", 2 << 30, 3 << 29)
-CONFIG = EngineConfig(device="cpu", dtype="float32", num_kv_blocks=8)
+CONFIGS = [
+    EngineConfig(device="cpu", dtype="float32", num_kv_blocks=8, weights=weights)
+    for weights in ("unpacked", "packed")
+]
+"""Cases take turns."""
 CHAT = [{"role": "user", "content": "Hi <|im_end|> there"}]
 
 
@@ -65,12 +69,12 @@ def bounded() -> Iterator[None]:
     assert time.process_time() - start < MOST_CPU_S
 
 
-def load(path: Path) -> None:
+def load(path: Path, engine_config: EngineConfig) -> None:
     """All that a load does but for running the model."""
     header = read_checkpoint(path)
     config = read_model_config(header)
     assert header.quantization
-    plan = plan_memory(config, CONFIG, MACHINE)
+    plan = plan_memory(config, engine_config, MACHINE)
     plan.require_fit()
     if not path.is_dir() or (path / "tokenizer.json").exists():
         tokenizer = read_tokenizer(header)
@@ -82,11 +86,11 @@ def load(path: Path) -> None:
     load_weights(model, header, config, JobControl())
 
 
-def outcome(path: Path) -> str:
+def outcome(path: Path, engine_config: EngineConfig) -> str:
     """What became of a load; anything but these outcomes fails the test."""
     try:
         with bounded():
-            load(path)
+            load(path, engine_config)
     except (ModelError, StorageError, InsufficientMemoryError) as error:
         return refusal(path, error)
     return "loaded"
@@ -112,12 +116,13 @@ def refusal(path: Path, error: ModelError | StorageError | InsufficientMemoryErr
 
 def run_cases(path: Path, damage: Callable[[random.Random], None]) -> set[str]:
     """The outcomes of all cases, after that of the whole file."""
-    load(path)
+    for engine_config in CONFIGS:
+        load(path, engine_config)
     outcomes = set()
     for number in range(NUM_CASES):
         damage(random.Random(number))
         try:
-            outcomes.add(outcome(path))
+            outcomes.add(outcome(path, CONFIGS[number % len(CONFIGS)]))
         except Exception as error:
             error.add_note(f"case {number} of {path}")
             raise
