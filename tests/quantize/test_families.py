@@ -19,6 +19,7 @@ from octavo.engine.models.decoder import Decoder, build_model
 from octavo.engine.weights.load import load_weights
 from octavo.errors import UnsupportedModelError
 from octavo.jobs import JobControl
+from octavo.quantize import plan
 from octavo.quantize.conversion.gguf_metadata import gguf_metadata
 from octavo.quantize.methods import METHODS, QuantizeMethod, find_method
 from octavo.quantize.recipe import QuantizeRecipe, default_output
@@ -109,6 +110,8 @@ TOKEN_IDS = [(37 * place) % 700 for place in range(48)]
 def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here is about what survives a crash, and waiting for the disk is most of the time."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
+    # Matrices come in several pieces, as large ones do.
+    monkeypatch.setattr(plan, "_READ_ELEMENTS", 5000)
 
 
 def test_every_family_is_tested() -> None:

@@ -228,8 +228,8 @@ def header_bytes(source: Path) -> int:
     return read_checkpoint(source).tensor_bytes
 
 
-async def test_memory_stays_with_the_largest_weight(tmp_path: Path) -> None:
-    """A model of 380 MB, whose largest weight is 17 MB; torch itself takes some 250 MB or more."""
+async def test_memory_stays_with_what_is_unpacked(tmp_path: Path) -> None:
+    """A model of 380 MB, of which 17 MB are unpacked at a time; torch takes 250 MB or more."""
     code = "import torch, psutil; print(psutil.Process().memory_info().rss)"
     shown = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-c", code])
     torch_bytes = int(shown)

@@ -78,6 +78,21 @@ def test_folder_reads_as_compressed_tensors(gguf_source: Path) -> None:
     assert float((restored - original).norm() / original.norm()) < 0.12
 
 
+def test_smaller_groups_are_named_before_the_class_they_belong_to(tmp_path: Path) -> None:
+    source = write_tiny_llama(tmp_path / "a.gguf", hidden_size=128, intermediate_size=160)
+    config = json.loads((write(source, "int4-g128") / "config.json").read_text())
+    groups = config["quantization_config"]["config_groups"]
+    found = {
+        name: (group["targets"], group["weights"]["group_size"]) for name, group in groups.items()
+    }
+    # Which compressed-tensors matches in this order: names, patterns, classes.
+    assert found == {
+        "group_0": (["Linear"], 128),
+        "group_1": ([r"re:model\.layers\.[0-9]+\.self_attn\.o_proj$"], 64),
+        "group_2": ([r"re:model\.layers\.[0-9]+\.mlp\.down_proj$"], 32),
+    }
+
+
 def test_quantized_source_types_are_read(tmp_path: Path) -> None:
     source = write_tiny_llama(tmp_path / "a.gguf", num_heads=8, ggml_type=GGMLType.Q5_0, **SHAPE)
     assert read_checkpoint(write(source, "q4_0")).quantization == "Q4_0"

@@ -67,6 +67,7 @@ _HANDLED = frozenset(
         "local_rope",
         "unrotated_layers",
         "has_sinks",
+        "moe",
         "weight_format",
         "stored",
     }
@@ -153,6 +154,12 @@ def _why_not_this_model(model: ModelConfig) -> str:
         if getattr(model, name) % GROUP:
             size = getattr(model, name)
             return f"The CPU kernels take a {name} in steps of {GROUP}, not of {size}."
+    if (experts := model.moe) is not None:
+        if experts.has_biases:
+            return "The CPU kernels do not know experts with biases yet."
+        for size in (experts.intermediate_size, experts.shared_intermediate_size):
+            if size % GROUP:
+                return f"The CPU kernels take experts in steps of {GROUP} channels, not of {size}."
     if model.qk_norm == "all" and model.attention_bias:
         return "The CPU kernels do not know biases before norms over all heads."
     return ""

@@ -26,6 +26,8 @@ _OUTPUT = "lm_head.weight"
 _LINEAR = re.compile(r".+(_proj|\.experts\.[0-9]+\.w[123])\.weight")
 """Matrices that are quantised in folders; routers and what gives the logits are not."""
 _ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8}
+_READ_ELEMENTS = 1 << 24
+"""Unpacked at a time, where rows stay in their order: 64 MiB."""
 _UNPACKED_BYTES = 4
 _WORD_BITS = 32
 
@@ -62,6 +64,19 @@ class WeightPlan:
         return self.source.shape
 
     @property
+    def rows_at_a_time(self) -> int:
+        """As many as are unpacked together; all of those that change their order."""
+        num_rows = self.num_elements // self.width
+        if self.source.row_order != "kept":
+            return num_rows
+        return min(num_rows, max(1, _READ_ELEMENTS // self.width))
+
+    @property
+    def width(self) -> int:
+        """Of its rows; each value of a list is one."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
+
+    @property
     def num_elements(self) -> int:
         return math.prod(self.shape)
 
@@ -93,11 +108,10 @@ class QuantizePlan:
         return self.num_bytes * 8 / max(1, self.num_parameters)
 
     @property
-    def largest_weight_bytes(self) -> int:
-        """What unpacking the largest takes; of a stack of matrices, one at a time is unpacked."""
+    def unpacked_bytes(self) -> int:
+        """What is unpacked at a time, at most."""
         return max(
-            weight.num_elements // max(1, len(weight.source.parts)) * _UNPACKED_BYTES
-            for weight in self.weights
+            weight.rows_at_a_time * weight.width * _UNPACKED_BYTES for weight in self.weights
         )
 
     @property

@@ -31,7 +31,7 @@ METHOD_KEY = "octavo.quantize.method"
 _SMALL_FILES_BYTES = 32 << 20
 """Tokenizer, config and header of a model, generously."""
 _WORKER_BYTES = 400 << 20
-"""What the child process takes beside the largest weight."""
+"""What the child process takes beside the weights that are unpacked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class QuantizeRecipe:
             InvalidInputError: the method is unknown, or the output has the wrong kind of name.
             ModelError: the source is damaged, not one that Octavo runs, or quantised already.
             StorageError: the output exists, its folder cannot be written to, or has no room.
-            InsufficientMemoryError: the largest weight does not fit into memory.
+            InsufficientMemoryError: there is less memory than the work needs.
         """
         method = find_method(self.method)
         self._check_output(method)
@@ -195,11 +195,11 @@ def refuse_quantized(header: CheckpointHeader) -> None:
 
 
 def _check_memory(plan: QuantizePlan) -> None:
-    needed_bytes = plan.largest_weight_bytes + _WORKER_BYTES
+    needed_bytes = plan.unpacked_bytes + _WORKER_BYTES
     free_bytes = psutil.virtual_memory().available
     if needed_bytes > free_bytes:
         raise InsufficientMemoryError(
-            f"Quantising needs {format_bytes(needed_bytes)} of memory for the largest weight, but"
+            f"Quantising needs {format_bytes(needed_bytes)} of memory, but"
             f" only {format_bytes(free_bytes)} are free.",
             hint="Unload the model that is loaded, or close other programs.",
             needed_bytes=needed_bytes,

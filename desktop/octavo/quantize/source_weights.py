@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ _TYPES: Mapping[str, GGMLType] = MappingProxyType(
     {"F32": GGMLType.F32, "F16": GGMLType.F16, "BF16": GGMLType.BF16}
 )
 """Data types of safetensors in the words of `dequantize_into`."""
+_Stored: TypeAlias = SafetensorsTensor | TensorInfo
 
 
 class SourceWeights:
@@ -35,7 +37,7 @@ class SourceWeights:
         self._config = read_model_config(header)
 
     def read(self, weight: WeightPlan) -> Iterator[Tensor]:
-        """One weight in its `unpacked_dtype`, part by part, each as the output has it.
+        """One weight in its `unpacked_dtype`, some rows at a time, each as the output has it.
 
         Raises:
             CheckpointError: a value is infinite, NaN or makes no sense.
@@ -44,45 +46,51 @@ class SourceWeights:
         source, dtype = weight.source, unpacked_dtype(weight)
         if source.values:
             yield torch.tensor(source.values, dtype=dtype)
-        rows = source.shape[0] // max(1, len(source.parts))
-        is_stack = len(source.parts) > 1
         for part in source.parts:
-            # One matrix of a stack; or all there is, a single row counting as a list.
-            shape = source.shape[1:] if is_stack else (rows, *source.shape[1:])
-            # In float32 as long as something is added: the difference to 1 may be small.
-            values = torch.empty(shape, dtype=torch.float32 if source.offset else dtype)
-            self._read_part(part, values)
-            if source.offset:
-                values = (values + source.offset).to(dtype)
-            if source.row_order != "kept":
-                reorder = permute_rows if source.row_order == "to_gguf" else unpermute_rows
-                values = reorder(values, self._config.head_dim, self._config.rope.rotary_dim)
-            yield values
+            tensor, ggml_type = self._find(part)
+            num_rows = tensor.shape[0]
+            for first in range(0, num_rows, weight.rows_at_a_time):
+                rows = _rows_of(tensor, first, min(first + weight.rows_at_a_time, num_rows))
+                # In float32 as long as something is added: the difference to 1 may be small.
+                kind = torch.float32 if source.offset else dtype
+                values = torch.empty(rows.shape, dtype=kind)
+                _read_into(values, rows.path, rows, ggml_type)
+                if source.offset:
+                    values = (values + source.offset).to(dtype)
+                if source.row_order != "kept":
+                    reorder = permute_rows if source.row_order == "to_gguf" else unpermute_rows
+                    values = reorder(values, self._config.head_dim, self._config.rope.rotary_dim)
+                yield values
 
-    def _read_part(self, part: SourcePart, out: Tensor) -> None:
+    def _find(self, part: SourcePart) -> tuple[_Stored, GGMLType]:
+        """The tensor of a part, and how its values are stored."""
         tensor = self._header.tensors[part.tensor]
         if isinstance(tensor, SafetensorsTensor):
             ggml_type = _TYPES[tensor.dtype]
         else:
             ggml_type = tensor.ggml_type
-        if part.expert is not None:
-            tensor = _rows_of(tensor, part.expert, part.rows)
-        assert math.prod(tensor.shape) == out.numel(), "the plan has the shapes of the source"
-        _read_into(out, tensor.path, tensor, ggml_type)
+        if len(tensor.shape) > 1:
+            # The rows of all matrices, where there are several, one after the other.
+            rows = (math.prod(tensor.shape[:-1]), tensor.shape[-1])
+            flat = dataclasses.replace(tensor, shape=rows)
+        else:
+            flat = tensor
+        if part.expert is None:
+            return flat, ggml_type
+        num_rows = tensor.shape[1]
+        first, last = part.rows or (0, num_rows)
+        start = part.expert * num_rows
+        return _rows_of(flat, start + first, start + last), ggml_type
 
 
-def _rows_of(
-    stack: SafetensorsTensor | TensorInfo, index: int, rows: tuple[int, int] | None
-) -> SafetensorsTensor | TensorInfo:
-    """Rows of one matrix of several in a tensor, as if they were a tensor of their own."""
-    num_rows = stack.shape[1]
-    first, last = (0, num_rows) if rows is None else rows
-    row_bytes = stack.num_bytes // (stack.shape[0] * num_rows)
+def _rows_of(tensor: _Stored, first: int, last: int) -> _Stored:
+    """Some rows of a tensor, as if they were a tensor of their own."""
+    row_bytes = tensor.num_bytes // tensor.shape[0]
     return dataclasses.replace(
-        stack,
-        shape=(last - first, *stack.shape[2:]),
+        tensor,
+        shape=(last - first, *tensor.shape[1:]),
         num_bytes=(last - first) * row_bytes,
-        offset=stack.offset + (index * num_rows + first) * row_bytes,
+        offset=tensor.offset + first * row_bytes,
     )
 
 
@@ -91,9 +99,7 @@ def source_files(header: CheckpointHeader) -> list[Path]:
     return sorted({tensor.path for tensor in header.tensors.values()})
 
 
-def _read_into(
-    out: Tensor, path: Path, tensor: SafetensorsTensor | TensorInfo, ggml_type: GGMLType
-) -> None:
+def _read_into(out: Tensor, path: Path, tensor: _Stored, ggml_type: GGMLType) -> None:
     block_elements, block_bytes = BLOCK_LAYOUT[ggml_type]
     blocks = out.view(-1, block_elements)
     pieces = torch.split(blocks, max(1, PIECE_BYTES // block_bytes))

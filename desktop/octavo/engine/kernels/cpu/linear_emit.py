@@ -5,7 +5,7 @@ unpacked once for all of them. Registers are shorter than sixteen lanes on most 
 that has a number for each row is a list of `parts`, one for each register.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -19,6 +19,7 @@ from octavo.engine.kernels.cpu.tiles_forms import (
     GROUP,
     GROUP_BYTES,
     MINUS_FIRST,
+    MINUS_HALVES,
     MINUS_LAST,
     MINUS_TOTAL,
     SCALE,
@@ -49,7 +50,9 @@ def unrolled_tokens(tier: Tier, form: TileForm) -> tuple[int, ...]:
     """How many tokens a tile is multiplied by at once: the most that registers hold, then less."""
     if tier is Tier.AVX512VNNI:
         return (8, 4, 2, 1)
-    return (2, 1) if form.scales is Scales.K_HALVES and tier is not Tier.NEON else (4, 2, 1)
+    # Each half of a group of Q6_K has its own sums, but on AVX2, which adds them as integers.
+    has_many_sums = form.scales is Scales.K_HALVES and tier is Tier.AVXVNNI
+    return (2, 1) if has_many_sums else (4, 2, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,8 @@ class _Dot:
         self._totals: list[Value | None] = [None] * num_parts if start is None else list(start)
         self._words: Parts = []
         self._num_words = 0
+        self.factors: Parts = [emit.constant(emit.vector(I16, 16), 1)] * num_parts
+        """AVX2: what sums of pairs are multiplied by when they are widened."""
         self._max_words = {4: 8, 5: 4, 6: 2}.get(bits, 1)
 
     def add(self, codes: Parts, activation: Value) -> None:
@@ -134,8 +139,11 @@ class _Dot:
             self._widen()
 
     def _widen(self) -> None:
-        b, ones = self._b, emit.constant(emit.vector(I16, 16), 1)
-        wide = [emit.pairs_of_words(b, words, ones) for words in self._words]
+        b = self._b
+        wide = [
+            emit.pairs_of_words(b, words, factor)
+            for words, factor in zip(self._words, self.factors, strict=True)
+        ]
         self._totals = [
             value if total is None else b.add(total, value)
             for total, value in zip(self._totals, wide, strict=True)
@@ -155,7 +163,7 @@ class _Dot:
             self._totals = list(values)
 
     def floats(self) -> Parts:
-        """The sums as float32; every one is exact, being below 2 ** 24."""
+        """The sums as float32; exact but for those of Q6_K on AVX2, which may pass 2 ** 24."""
         if self._words:
             self._widen()
         return [emit.to_float(self._b, total) for total in self._totals]
@@ -250,14 +258,16 @@ class _TileKernel:
         self._prefetch(address, 8 * GROUP)
         high_bits = self._high_bits(group)
         mask, four = self._integers(0x0F0F0F0F), self._integers(4)
-        for pair in range(_STEPS // 2):
-            both = self._load(emit.offset(self._b, address, 64 * pair), I32)
-            for step in (pair, pair + _STEPS // 2):
-                shifted = both if step == pair else [self._b.lshr(x, four) for x in both]
-                codes = [self._b.and_(x, mask) for x in shifted]
-                if high_bits is not None:
-                    codes = [self._b.or_(x, y) for x, y in zip(codes, high_bits(step), strict=True)]
-                yield step, codes
+        # One vector has two steps; halves with scales of their own want all steps of one first.
+        order = [step for pair in range(4) for step in (pair, pair + 4)]
+        for step in range(_STEPS) if form.scales is Scales.K_HALVES else order:
+            codes = self._load(emit.offset(self._b, address, 64 * (step % 4)), I32)
+            if step >= 4:
+                codes = [self._b.lshr(x, four) for x in codes]
+            codes = [self._b.and_(x, mask) for x in codes]
+            if high_bits is not None:
+                codes = [self._b.or_(x, y) for x, y in zip(codes, high_bits(step), strict=True)]
+            yield step, codes
 
     def _prefetch(self, address: Value, num_bytes: int) -> None:
         """Asks for the codes some groups further on; processors stop at the end of each page."""
@@ -301,14 +311,21 @@ class _TileKernel:
 
     # Integer products.
 
-    def _dots(self, group: Value, num_halves: int) -> list[list[Parts]]:
-        """For each token, the products of a group, or of its two halves, as float32."""
+    def _dots(
+        self, group: Value, num_halves: int, factors: Sequence[Parts] = ()
+    ) -> list[list[Parts]]:
+        """For each token, the products of a group, or of its two halves, as float32.
+
+        Args:
+            factors: AVX2, for groups of two halves that are added up: their scales as pairs of i16.
+        """
         b, form = self._b, self._form
         lines = [
             b.add(start, b.mul(group, ir.Constant(I64, GROUP_BYTES))) for start in self._inputs
         ]
         dots = [
-            [self._new_dot(line, half, num_halves) for half in range(num_halves)] for line in lines
+            [self._new_dot(line, half, num_halves, factors) for half in range(num_halves)]
+            for line in lines
         ]
         is_signed = form.codes is Codes.SIGNED_BYTE
         flip = self._integers(-0x7F7F7F80)  # 0x80808080
@@ -319,11 +336,14 @@ class _TileKernel:
             for line, of_token in zip(lines, dots, strict=True):
                 activation = self._broadcast(line, 4 * step, I32)
                 dot = of_token[step * num_halves // _STEPS]
+                if factors:
+                    dot.factors = factors[step // (_STEPS // 2)]
                 if is_signed and self._tier is Tier.AVX2:
                     dot.add_signed(codes, magnitudes, activation)
                 else:
                     dot.add(codes, activation)
-            if len(lines) > 1:
+            # Six bits are widened after every other step; between, sums of both kinds would wait.
+            if len(lines) > 1 and not (factors and step % 2 == 0):
                 self._keep_order([dot for of_token in dots for dot in of_token])
         return [[dot.floats() for dot in of_token] for of_token in dots]
 
@@ -341,7 +361,7 @@ class _TileKernel:
         arguments = [self._b.bitcast(x, bytes_), ir.Constant(ir.IntType(1), 0)]
         return self._b.bitcast(emit.call(self._b, "llvm.abs.v32i8", bytes_, arguments), x.type)
 
-    def _new_dot(self, line: Value, half: int, num_halves: int) -> _Dot:
+    def _new_dot(self, line: Value, half: int, num_halves: int, factors: Sequence[Parts]) -> _Dot:
         """Begins with -centre times the sum of the activations, so that codes count from there."""
         bits = _CODE_BITS[self._form.codes]
         centre = self._form.centre
@@ -349,12 +369,25 @@ class _TileKernel:
             # The instruction wants unsigned codes: 128 is added to them.
             centre = 128
         start = None
-        if centre:
+        if factors:
+            start = self._scaled_centre(line, factors)
+        elif centre:
             place = MINUS_TOTAL if num_halves == 1 else (MINUS_FIRST, MINUS_LAST)[half]
             minus_sum = self._broadcast(line, place, I32)
             shift = self._integers(centre.bit_length() - 1)
             start = [self._b.shl(minus_sum, shift)] * self._num_parts
         return _Dot(self._b, self._tier, bits, start, self._num_parts)
+
+    def _scaled_centre(self, line: Value, factors: Sequence[Parts]) -> Parts:
+        """-centre times the sum of the activations of both halves, each times its scale."""
+        b = self._b
+        halves = b.bitcast(self._broadcast(line, MINUS_HALVES, I32), emit.vector(I16, 16))
+        shift = self._integers(self._form.centre.bit_length() - 1)
+        first = ir.Constant(emit.vector(I32, 16), [i if i % 2 == 0 else 16 + i for i in range(16)])
+        return [
+            b.shl(emit.pairs_of_words(b, b.shuffle_vector(x, y, first), halves), shift)
+            for x, y in zip(*factors, strict=True)
+        ]
 
     # Sums over all columns, for each token and part.
 
@@ -443,6 +476,8 @@ class _TileKernel:
             scale_factors = self._load_halves(factors)
             first = b.mul(index, ir.Constant(I64, SUPER_GROUP // GROUP))
 
+            if has_halves and self._tier is Tier.AVX2:
+                return self._super_group_of_halves(first, scale_factors, sums)
             if has_halves:
 
                 def add_group(number: Value, values: list[Value]) -> list[Value]:
@@ -491,6 +526,44 @@ class _TileKernel:
             minimum = b.or_(b.lshr(bits, self._integers(6)), b.shl(top, self._integers(2)))
             minimums.append(emit.to_float(b, minimum))
         return scales, minimums
+
+    def _super_group_of_halves(
+        self, first: Value, factors: Parts, sums: list[Value]
+    ) -> list[Value]:
+        """AVX2: adds 256 columns of Q6_K, with integers up to the factor for all."""
+        b = self._b
+        wide = emit.vector(I32, self._lanes)
+
+        def add_group(number: Value, values: list[Value]) -> list[Value]:
+            group = b.add(first, number)
+            address = self._at("scales", group, 32)
+            scales = []
+            for half in (0, 1):
+                words = []
+                for x in self._load_bytes(emit.offset(b, address, 16 * half)):
+                    integers = b.sext(x, wide)
+                    low = b.and_(integers, self._integers(0xFFFF))
+                    both = b.or_(low, b.shl(integers, self._integers(16)))
+                    words.append(b.bitcast(both, emit.vector(I16, 16)))
+                scales.append(words)
+            results = []
+            by_token = self._by_token(values)
+            for token, (products,) in enumerate(self._dots(group, 1, scales)):
+                line = b.add(self._inputs[token], b.mul(group, ir.Constant(I64, GROUP_BYTES)))
+                scale = self._broadcast(line, SCALE, F32)
+                results += [
+                    emit.fma(b, product, scale, old)
+                    for product, old in zip(products, by_token[token], strict=True)
+                ]
+            return results
+
+        count = ir.Constant(I64, SUPER_GROUP // GROUP)
+        values = emit.loop(b, count, self._all_zeros(), add_group)
+        all_factors = factors * len(self._tokens)
+        return [
+            emit.fma(b, value, factor, old)
+            for value, factor, old in zip(values, all_factors, sums, strict=True)
+        ]
 
     def _add_halves(self, group: Value, factors: Parts, sums: list[Value]) -> list[Value]:
         """Adds a group of Q6_K: two scales, and one factor for 256 columns."""

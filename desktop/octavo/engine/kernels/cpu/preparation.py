@@ -8,7 +8,7 @@ import numba
 
 from octavo.engine.kernels.cpu.simd_tier import cache_key
 
-_MODULES = ("step_loop", "worker_threads", "rotary", "rows", "attention", "linear")
+_MODULES = ("step_loop", "worker_threads", "rotary", "rows", "attention", "moe", "linear")
 """Importing one compiles what is in it."""
 _MARKER = "complete"
 
