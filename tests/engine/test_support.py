@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from octavo.checkpoint.header import read_checkpoint
 from octavo.checkpoint.quantization_config import read_weight_format
@@ -123,9 +125,17 @@ def test_gguf_files_are_found(tmp_path: Path) -> None:
 
 
 def test_a_pair_that_does_not_run_is_refused_before_a_load(tmp_path: Path) -> None:
+    write_family_folder(tmp_path, "llama")
+    change_json(tmp_path / "config.json", quantization_config={"quant_method": "mxfp4"})
+    with pytest.raises(UnsupportedModelError, match="others built like them in MXFP4"):
+        read_model_config(read_checkpoint(tmp_path))
+
+
+def test_experts_of_gpt_oss_in_another_way_are_refused_before_a_load(tmp_path: Path) -> None:
     write_family_folder(tmp_path, "gpt_oss", **GPT_OSS)
-    change_json(
-        tmp_path / "config.json", quantization_config={"quant_method": "fp8", "fmt": "e4m3"}
-    )
-    with pytest.raises(UnsupportedModelError, match="gpt-oss in FP8"):
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.experts.gate_up_projs.0.weight"] = torch.zeros(2, 2)
+    save_file(tensors, path)
+    with pytest.raises(UnsupportedModelError, match="stores its experts as"):
         read_model_config(read_checkpoint(tmp_path))

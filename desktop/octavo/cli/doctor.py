@@ -1,4 +1,4 @@
-"""`octavo doctor`: machine, devices, versions, folders; what is missing and what to do."""
+"""`octavo doctor`: machine, devices, versions, folders, what models run; what is missing."""
 
 import argparse
 import importlib.metadata

@@ -91,7 +91,7 @@ def list_verb(options: argparse.Namespace, paths: AppPaths) -> int:
 
 
 def show_verb(options: argparse.Namespace, paths: AppPaths) -> int:
-    """`octavo show MODEL`: what it is, and the memory plan of a load."""
+    """`octavo show MODEL`: what it is, whether it runs, and the memory plan of a load."""
     core = make_core(options, paths)
     model = find_model(core, options.model)
     support = _support(model)

@@ -49,9 +49,6 @@ FORMATS = (
 )
 """In the order of the table."""
 
-_OF_GPT_OSS = frozenset({PLAIN, GGUF_PLAIN, GGUF_BLOCKS, MXFP4})
-"""Other writers have no agreed way to store its experts."""
-
 TESTED = "logits"
 """How every pair that runs is tested: tiny random models of that family, stored in that format,
 give the logits that transformers gives."""
@@ -59,9 +56,7 @@ give the logits that transformers gives."""
 
 def runs(family: Family, stored: StoredFormat) -> bool:
     """The table's entry: a family runs from a format only if the two are tested together."""
-    if family.model_type == "gpt_oss":
-        return stored in _OF_GPT_OSS
-    return stored != MXFP4
+    return stored != MXFP4 or family.model_type == "gpt_oss"
 
 
 def family_of(header: CheckpointHeader) -> Family | None:
