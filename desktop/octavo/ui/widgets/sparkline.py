@@ -32,8 +32,8 @@ class History(Protocol):
 class Sparkline:
     """Draws values over time, the newest at the right edge; None and pauses leave gaps.
 
-    No widget: whoever owns it paints it. What was drawn before is moved to the left, and only the
-    newest piece is drawn, because a whole line takes a millisecond.
+    No widget: whoever owns it paints it, on a sheet. What was drawn before is moved to the left,
+    and only the newest piece is drawn, because a whole line takes a millisecond.
     """
 
     def __init__(self, span_s: float) -> None:
@@ -174,7 +174,10 @@ class _Drawing:
         self, values: History, size: QSize, top: float, theme: Theme, line_width: float
     ) -> None:
         self.pixmap = QPixmap(size)
-        self.pixmap.fill(Qt.GlobalColor.transparent)
+        # A ground of its own: what is opaque is copied, and need not be mixed pixel by pixel.
+        self._ground = QColor(theme.sheet)
+        self._rule = QColor(theme.rule)
+        self.pixmap.fill(self._ground)
         self.line_width = line_width
         self.newest_s: float | None = None
         self.right_edge = 0
@@ -211,12 +214,8 @@ class _Drawing:
         right = QRect(clear_from, 0, size.width() - clear_from, size.height())
         foot = size.height() - 0.5
         painter = QPainter(self.pixmap)
-        painter.setCompositionMode(QPainter.CompositionMode.CompositionMode_Source)
-        painter.fillRect(right, Qt.GlobalColor.transparent)
-        painter.setCompositionMode(QPainter.CompositionMode.CompositionMode_SourceOver)
-        painter.fillRect(
-            QRect(clear_from, size.height() - 1, right.width(), 1), QColor(self._theme.rule)
-        )
+        painter.fillRect(right, self._ground)
+        painter.fillRect(clear_from, size.height() - 1, right.width(), 1, self._rule)
         painter.setClipRect(right)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         for points in stretches:
