@@ -126,6 +126,11 @@ async def _finding(stage: Stage, hub: HubServer) -> None:
     await stage.shoot(MODELS, "find-unreachable")
     stage.set_hub(endpoint=hub.url)
     stage.core.downloads.start()
+    hub.answer_pause_s = TIMEOUT_S
+    finder.search_for("local")
+    await stage.shoot(MODELS, "find-searching")
+    hub.answer_pause_s = 0.0
+    finder.go_back()
     finder.search_for("nothing of this name")
     await asyncio.sleep(1.0)
     await stage.shoot(MODELS, "find-nothing")
@@ -146,6 +151,28 @@ async def _finding(stage: Stage, hub: HubServer) -> None:
     stage.core.downloads.pause(download.id)
     await stage.shoot(MODELS, "paused")
     stage.core.downloads.cancel(download.id)
+    await _download_ends(stage, hub)
+
+
+async def _download_ends(stage: Stage, hub: HubServer) -> None:
+    """One that the hub fails, and one that arrives."""
+    downloads = stage.core.downloads
+    finder = stage.models.finder
+    hub.pause_s = 0.0
+    wrong = Fault(content=b"not what was promised" * 100_000)
+    hub.faults += [wrong] * 20
+    await until(finder.repository_view.take_button.isVisible)
+    finder.repository_view.take_button.click()
+    await until(lambda: any(one.state is DownloadState.FAILED for one in downloads.downloads))
+    await stage.shoot(MODELS, "download-failed")
+    hub.faults.clear()
+    (download,) = downloads.downloads
+    downloads.resume(download.id)
+    await until(lambda: any(one.state is DownloadState.DONE for one in downloads.downloads))
+    await stage.shoot(MODELS, "download-done")
+    model = await asyncio.to_thread(stage.core.library.find, str(downloads.downloads[0].path))
+    downloads.clear_done()
+    stage.core.library.remove(model)
 
 
 async def _using(stage: Stage, model: Path, content: bytes) -> None:
@@ -181,19 +208,111 @@ async def _using(stage: Stage, model: Path, content: bytes) -> None:
     await stage.shoot(QUANTIZE, "running")
     await until(lambda: quantize.run.recipe is None and bool(quantize.reports.cards))
     await stage.shoot(QUANTIZE, "reports")
+    await _quantize_fails(stage)
     window.show_page(MONITOR)
     await asyncio.sleep(WATCHED_S)
     await stage.shoot(MONITOR, "watching")
-    window.show_page(SERVER)
-    await core.start_server()
-    await asyncio.sleep(1.0)
-    await stage.shoot(SERVER, "on")
+    await _with_cards(stage)
+    await _serving(stage, model.stem)
     settings = window.page(SETTINGS)
     assert isinstance(settings, SettingsPage)
     await stage.shoot(SETTINGS, "top")
     bar = settings.scroll_area.verticalScrollBar()
     bar.setValue(bar.maximum())
     await stage.shoot(SETTINGS, "bottom")
+
+
+async def _quantize_fails(stage: Stage) -> None:
+    """The folder for the result cannot be written to."""
+    core, quantize = stage.core, stage.quantize
+    taken = core.models_dir / "no-folder"
+    taken.write_text("a file where the folder should be", encoding="utf-8")
+    storage = core.settings.value.storage
+    core.settings.update(storage=dataclasses.replace(storage, models_dir=str(taken)))
+    quantize.start_button.click()
+    await until(lambda: quantize.error_card.error is not None)
+    await stage.shoot(QUANTIZE, "error")
+    quantize.error_card.clear()
+    core.settings.update(storage=storage)
+    taken.unlink()
+
+
+async def _with_cards(stage: Stage) -> None:
+    """Two cards of a pretended driver; the second reports little, as old ones do."""
+    page = stage.window.page(MONITOR)
+    assert isinstance(page, MonitorPage)
+    full = GpuReading(
+        name="NVIDIA GeForce RTX 4090",
+        uuid="GPU-1",
+        vram_total_bytes=24 * 2**30,
+        temperature_c=61.0,
+        power_limit_w=450.0,
+        clock_sm_mhz=2520,
+        clock_memory_mhz=10501,
+        processes=(GpuProcess(4711, "octavo", 9 * 2**30), GpuProcess(815, "Xorg", 300 * 2**20)),
+    )
+    poor = GpuReading(name="NVIDIA GeForce GTX 770", uuid="GPU-2", vram_total_bytes=2 * 2**30)
+    page.cards.show_cards(describe_cards(PRETENDED_CARDS))
+    with paused(stage.core.sampler):
+        now_s = time.monotonic()
+        probe = MachineProbe(stage.core.models_dir)
+        for number in range(NUM_READINGS):
+            share = 0.5 + 0.45 * math.sin(number / 9)
+            first = dataclasses.replace(
+                full,
+                vram_used_bytes=int((8 + share) * 2**30),
+                utilization_percent=100 * share,
+                power_w=120 + 300 * share,
+            )
+            second = dataclasses.replace(poor, vram_used_bytes=int((0.4 + share / 3) * 2**30))
+            reading = probe.read()
+            time_s = now_s - 0.5 * (NUM_READINGS - number)
+            page._show_reading(dataclasses.replace(reading, time_s=time_s, gpus=(first, second)))
+        probe.close()
+        await stage.shoot(MONITOR, "cards")
+        bar = page.scroll_area.verticalScrollBar()
+        bar.setValue(bar.maximum())
+        await stage.shoot(MONITOR, "cards-below")
+        bar.setValue(0)
+
+
+async def _serving(stage: Stage, model: str) -> None:
+    """Somebody else holds the port; then programs ask, and some have asked."""
+    core, window = stage.core, stage.window
+    window.show_page(SERVER)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", core.settings.value.server.port))
+        holder.listen()
+        await core.start_server()
+    await asyncio.sleep(1.0)
+    await stage.shoot(SERVER, "port-taken")
+    address = core.server.address
+    assert address is not None
+    ended = await asyncio.to_thread(_ask, address.port, model, 24)
+    waiting = [asyncio.create_task(asyncio.to_thread(_ask, address.port, model, 4000))]
+    waiting += [asyncio.create_task(asyncio.to_thread(_ask, address.port, "no-such-model", 4))]
+    await until(lambda: any(one.output_tokens > 8 for one in core.server.board.live()))
+    await stage.shoot(SERVER, "requests")
+    for record in core.server.board.live():
+        core.server.board.cancel(record.request_id)
+    await asyncio.gather(*waiting)
+    assert ended == 200, ended
+    await stage.shoot(SERVER, "on")
+
+
+def _ask(port: int, model: str, max_tokens: int) -> int:
+    """Asks the endpoint as another program does; the status of its answer."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Tell a story about a lighthouse."}],
+        "max_tokens": max_tokens,
+    }
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
 
 
 async def _fail_to_load(core: Core, model: LibraryModel) -> None:
