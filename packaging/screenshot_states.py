@@ -4,26 +4,36 @@ A hub of the tests' own stands in for the real one: nothing here asks the networ
 """
 
 import asyncio
+import ctypes
 import dataclasses
+import http.client
+import json
+import os
 import shutil
+import socket
+import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from PySide6.QtWidgets import QApplication
 
+import tests
 from octavo.core import Core
 from octavo.errors import OctavoError
+from octavo.hub.download_queue import DownloadState
 from octavo.hub.library import LibraryModel
 from octavo.paths import AppPaths
 from octavo.settings import Hub
 from octavo.ui.main_window import MainWindow
 from octavo.ui.models.models_page import ModelsPage
+from octavo.ui.monitor.monitor_page import MonitorPage
 from octavo.ui.pages import CHAT, MODELS, MONITOR, QUANTIZE, SERVER, SETTINGS
 from octavo.ui.quantize.quantize_page import QuantizePage
 from octavo.ui.settings.settings_page import SettingsPage
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController, ThemeMode
-from tests.hub.hub_server import HubServer, Repo, serving_hub
+from tests.hub.hub_server import Fault, HubServer, Repo, serving_hub
 
 SIZES = {"wide": (1120, 760), "narrow": (480, 760)}
 MODES: tuple[ThemeMode, ...] = ("light", "dark")
@@ -238,42 +248,32 @@ async def _quantize_fails(stage: Stage) -> None:
 
 
 async def _with_cards(stage: Stage) -> None:
-    """Two cards of a pretended driver; the second reports little, as old ones do."""
+    """Two cards, read through NVIDIA's own binding from a driver that the tests pretend."""
     page = stage.window.page(MONITOR)
     assert isinstance(page, MonitorPage)
-    full = GpuReading(
-        name="NVIDIA GeForce RTX 4090",
-        uuid="GPU-1",
-        vram_total_bytes=24 * 2**30,
-        temperature_c=61.0,
-        power_limit_w=450.0,
-        clock_sm_mhz=2520,
-        clock_memory_mhz=10501,
-        processes=(GpuProcess(4711, "octavo", 9 * 2**30), GpuProcess(815, "Xorg", 300 * 2**20)),
-    )
-    poor = GpuReading(name="NVIDIA GeForce GTX 770", uuid="GPU-2", vram_total_bytes=2 * 2**30)
-    page.cards.show_cards(describe_cards(PRETENDED_CARDS))
-    with paused(stage.core.sampler):
-        now_s = time.monotonic()
-        probe = MachineProbe(stage.core.models_dir)
-        for number in range(NUM_READINGS):
-            share = 0.5 + 0.45 * math.sin(number / 9)
-            first = dataclasses.replace(
-                full,
-                vram_used_bytes=int((8 + share) * 2**30),
-                utilization_percent=100 * share,
-                power_w=120 + 300 * share,
-            )
-            second = dataclasses.replace(poor, vram_used_bytes=int((0.4 + share / 3) * 2**30))
-            reading = probe.read()
-            time_s = now_s - 0.5 * (NUM_READINGS - number)
-            page._show_reading(dataclasses.replace(reading, time_s=time_s, gpus=(first, second)))
-        probe.close()
-        await stage.shoot(MONITOR, "cards")
-        bar = page.scroll_area.verticalScrollBar()
-        bar.setValue(bar.maximum())
-        await stage.shoot(MONITOR, "cards-below")
-        bar.setValue(0)
+    await asyncio.to_thread(_pretend_driver)
+    page.find_cards()
+    await until(lambda: len(page.gpu_groups) == 2)
+    await asyncio.sleep(2 * WATCHED_S)
+    await stage.shoot(MONITOR, "cards")
+    bar = page.scroll_area.verticalScrollBar()
+    bar.setValue(bar.maximum())
+    await stage.shoot(MONITOR, "cards-below")
+    bar.setValue(0)
+
+
+def _pretend_driver() -> None:
+    """Loads the tests' driver under the name by which the binding asks for NVIDIA's."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise OctavoError("The pretended driver needs a C compiler.", hint="Install gcc.")
+    with tempfile.TemporaryDirectory() as folder:
+        target = str(Path(folder) / "libnvidia-ml.so.1")
+        name = "-Wl,-soname,libnvidia-ml.so.1"
+        source = str(Path(tests.__path__[0]) / "monitor" / "fake_nvml.c")
+        subprocess.run([compiler, "-shared", "-fPIC", name, "-o", target, source], check=True)
+        os.environ.update(FAKE_NVML_COUNT="2", FAKE_NVML_VARY="1")
+        ctypes.CDLL(target, mode=ctypes.RTLD_GLOBAL)
 
 
 async def _serving(stage: Stage, model: str) -> None:

@@ -46,16 +46,19 @@ def test_causes_are_named_and_the_systems_words_kept() -> None:
     ]
 
 
+def quote() -> None:
+    raise ValueError("Dear Ada, the secret is 42.")
+
+
 def test_what_other_code_says_is_left_out() -> None:
-    try:
-        raise ValueError("Dear Ada, the secret is 42.")
-    except ValueError as quoting:
-        refused = "The model's chat template refuses these messages: Dear Ada, the secret is 42."
-        error = caused(ChatTemplateError(refused, hint="Change them."), quoting)
+    with pytest.raises(ValueError, match="42") as quoting:
+        quote()
+    refused = "The model's chat template refuses these messages: Dear Ada, the secret is 42."
+    error = caused(ChatTemplateError(refused, hint="Change them."), quoting.value)
     report = describe_error(error)
     assert "Ada" not in report
     assert "refuses these messages: [the template's own words are left out]" in report
-    assert "Cause: ValueError in test_what_other_code_says_is_left_out, line " in report
+    assert "Cause: ValueError in quote, line " in report
 
 
 def test_keys_and_the_home_folder_are_taken_out(

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from PySide6.QtGui import QColor, QFontDatabase, QFontInfo, QIcon
+from PySide6.QtGui import QColor, QFontDatabase, QFontInfo, QGuiApplication, QIcon
 from PySide6.QtWidgets import QApplication
 
 from octavo.paths import resources_dir
@@ -39,7 +39,7 @@ def test_icons_are_drawn_for_a_screen_that_is_added(
         def devicePixelRatio(self) -> float:
             return 2.0
 
-    monkeypatch.setattr(icons.QGuiApplication, "screens", lambda: [Screen()])
+    monkeypatch.setattr(QGuiApplication, "screens", lambda: [Screen()])
     app.screenAdded.emit(app.primaryScreen())
     assert {size.width() for size in button.icon().availableSizes()} == {32}
 

@@ -1,8 +1,8 @@
 """What an error card puts into the clipboard: the error in full, and where it happened.
 
-Nothing that a person or a model wrote may stand in it. Our own messages hold numbers and names; what
-other people's code says (a library's exception, a chat template) may quote anything, so of those
-only the system's own words are taken.
+Nothing that a person or a model wrote may stand in it. Our own messages hold numbers and names;
+what other people's code says (a library's exception, a chat template) may quote anything, so of
+those only the system's own words are taken.
 """
 
 from octavo.errors import ChatTemplateError, OctavoError
@@ -12,7 +12,7 @@ LEFT_OUT = "[the template's own words are left out]"
 
 
 def make_error_report(error: OctavoError) -> str:
-    """The error with versions, machine and the end of the log; asks the driver and reads the log."""
+    """The error with versions, machine and log; asks the driver and reads a file, so it blocks."""
     return make_report(describe_error(error))
 
 

@@ -78,7 +78,7 @@ class MonitorPage(ScrolledPage):
         if self._stop_listening is None and not self.window().isMinimized():
             self._stop_listening = self._core.sampler.listen(self._show_reading)
         if self._inventory_task is None:
-            self._inventory_task = spawn(self._find_cards(), self._error.show_error)
+            self.find_cards()
 
     def hideEvent(self, event: QHideEvent) -> None:
         """Qt sends it for a minimised window, too."""
@@ -130,8 +130,11 @@ class MonitorPage(ScrolledPage):
         self.cards = CardTable()
         return titled("Graphics cards", [self.gpu_problem, self.cards])
 
+    def find_cards(self) -> None:
+        """Fills the table of cards; done once, for cards are not put in while Octavo runs."""
+        self._inventory_task = spawn(self._find_cards(), self._error.show_error)
+
     async def _find_cards(self) -> None:
-        """Once: cards are not put in while Octavo runs."""
         self.cards.show_cards(await asyncio.to_thread(self._inventory))
 
     def _show_reading(self, reading: MachineReading) -> None:
