@@ -170,6 +170,8 @@ class MonitorPage(ScrolledPage):
             if key not in self.gpu_groups:
                 self.gpu_groups[key] = GpuGroup(index)
                 self._gpu_column.addWidget(self.gpu_groups[key])
+                for group in self.gpu_groups.values():
+                    group.set_calm(len(keys) > MAX_BRISK_GPUS)
                 self.arrange()
             elif len(keys) > MAX_BRISK_GPUS:
                 is_in_view = not self.gpu_groups[key].visibleRegion().isEmpty()
