@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.chats.store import ChatStore
-from octavo.engine.checkpoint_parts import read_model_config
 from octavo.engine.config import EngineConfig
 from octavo.errors import OctavoError
 from octavo.host import ModelHost
@@ -19,13 +18,14 @@ from octavo.hub.library import ModelLibrary
 from octavo.hub.token_store import TokenStore
 from octavo.paths import AppPaths, resources_dir
 from octavo.running import RunningModels
-from octavo.server.address import ServerAddress
 from octavo.settings import Settings, SettingsStore
 
 if TYPE_CHECKING:
     # What the first paint can do without is loaded when it is wanted.
+    from octavo.checkpoint.header import CheckpointHeader
     from octavo.hub.hugging_face import HuggingFace
     from octavo.monitor.sampler import Sampler
+    from octavo.server.address import ServerAddress
     from octavo.server.thread import ServerThread
 
 
@@ -52,7 +52,7 @@ class Core:
             self._model_folders,
             hub_caches=self._hub_caches,
             starter=self.starter,
-            check=read_model_config,
+            check=_check_header,
         )
         self.tokens = TokenStore(paths.token_file)
         self.host = ModelHost(self._engine_config, RunningModels(paths.run_dir))
@@ -70,7 +70,7 @@ class Core:
         transfer = QueueTransfer(
             self.hub,
             lambda: self.hub_cache,
-            check=read_model_config,
+            check=_check_header,
             looks_dir=self.paths.cache_dir,
         )
         downloads = DownloadQueue(
@@ -105,7 +105,7 @@ class Core:
 
         return Sampler(MachineProbe(self.models_dir))
 
-    async def start_server(self) -> ServerAddress:
+    async def start_server(self) -> "ServerAddress":
         """Switches the endpoint on as the settings say; raises as `ServerThread.start`."""
         server = self.settings.value.server
         return await asyncio.to_thread(
@@ -177,3 +177,10 @@ class Core:
         settings = dataclasses.asdict(self.settings.value.engine)
         settings["kernel_cache_dir"] = str(self.paths.cache_dir / "kernels")
         return EngineConfig(**(settings | dict(self._engine_overrides)))
+
+
+def _check_header(header: "CheckpointHeader") -> None:
+    """Raises an OctavoError where the engine cannot run what a header describes."""
+    from octavo.engine.checkpoint_parts import read_model_config
+
+    read_model_config(header)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from octavo.engine.config import EngineConfig
 from octavo.errors import InvalidSettingsError, ResourceError
 
@@ -92,6 +90,8 @@ def default_cpu_threads() -> int:
 
 
 def _cpu_device() -> Device:
+    import psutil
+
     memory = psutil.virtual_memory()
     total_bytes, free_bytes = memory.total, memory.available
     limit = _container_limit()
@@ -176,6 +176,8 @@ def _cuda_device(nvml: Any, index: int, handle: Any, cuda_version: str | None) -
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         total_bytes, free_bytes = int(memory.total), int(memory.free)
     except nvml.NVMLError:  # A GPU that shares the system's memory has none of its own to report.
+        import psutil
+
         system = psutil.virtual_memory()
         total_bytes, free_bytes = system.total, system.available
     reason = _unsupported_reason((int(major), int(minor)), cuda_version)
