@@ -215,4 +215,5 @@ def read_bandwidth(num_threads: int) -> float:
         for thread in threads:
             thread.join()
         best_s = min(best_s, time.perf_counter() - started_at)
-    return sum(part.nbytes for part in parts) / best_s
+    num_bytes: int = sum(part.nbytes for part in parts)
+    return num_bytes / best_s
