@@ -162,6 +162,13 @@ class _Dot:
         elif values:
             self._totals = list(values)
 
+    def move(self, by: Parts) -> None:
+        """Adds integers to the sums."""
+        self._totals = [
+            value if total is None else self._b.add(total, value)
+            for total, value in zip(self._totals, by, strict=True)
+        ]
+
     def floats(self) -> Parts:
         """The sums as float32; exact but for those of Q6_K on AVX2, which may pass 2 ** 24."""
         if self._words:
@@ -311,21 +318,14 @@ class _TileKernel:
 
     # Integer products.
 
-    def _dots(
-        self, group: Value, num_halves: int, factors: Sequence[Parts] = ()
-    ) -> list[list[Parts]]:
-        """For each token, the products of a group, or of its two halves, as float32.
-
-        Args:
-            factors: AVX2, for groups of two halves that are added up: their scales as pairs of i16.
-        """
+    def _dots(self, group: Value, num_halves: int) -> list[list[Parts]]:
+        """For each token, the products of a group, or of its two halves, as float32."""
         b, form = self._b, self._form
         lines = [
             b.add(start, b.mul(group, ir.Constant(I64, GROUP_BYTES))) for start in self._inputs
         ]
         dots = [
-            [self._new_dot(line, half, num_halves, factors) for half in range(num_halves)]
-            for line in lines
+            [self._new_dot(line, half, num_halves) for half in range(num_halves)] for line in lines
         ]
         is_signed = form.codes is Codes.SIGNED_BYTE
         flip = self._integers(-0x7F7F7F80)  # 0x80808080
@@ -336,16 +336,39 @@ class _TileKernel:
             for line, of_token in zip(lines, dots, strict=True):
                 activation = self._broadcast(line, 4 * step, I32)
                 dot = of_token[step * num_halves // _STEPS]
-                if factors:
-                    dot.factors = factors[step // (_STEPS // 2)]
                 if is_signed and self._tier is Tier.AVX2:
                     dot.add_signed(codes, magnitudes, activation)
                 else:
                     dot.add(codes, activation)
-            # Six bits are widened after every other step; between, sums of both kinds would wait.
-            if len(lines) > 1 and not (factors and step % 2 == 0):
+            if len(lines) > 1:
                 self._keep_order([dot for of_token in dots for dot in of_token])
         return [[dot.floats() for dot in of_token] for of_token in dots]
+
+    def _scaled_dots(self, group: Value, factors: Sequence[Parts]) -> list[Parts]:
+        """AVX2, Q6_K: for each token, the products of a group times its two scales, as float32.
+
+        Two steps at a time, as many as sums of 16 bits hold, one token after the other.
+
+        Args:
+            factors: the scale of each half, as pairs of i16.
+        """
+        b = self._b
+        lines = [
+            b.add(start, b.mul(group, ir.Constant(I64, GROUP_BYTES))) for start in self._inputs
+        ]
+        bits = _CODE_BITS[self._form.codes]
+        dots = [_Dot(b, self._tier, bits, None, self._num_parts) for _ in lines]
+        steps = self._steps(group)
+        for (step, codes), (next_step, next_codes) in zip(steps, steps, strict=True):
+            for line, dot in zip(lines, dots, strict=True):
+                dot.factors = factors[step // (_STEPS // 2)]
+                dot.add(codes, self._broadcast(line, 4 * step, I32))
+                dot.add(next_codes, self._broadcast(line, 4 * next_step, I32))
+                if len(lines) > 1:
+                    self._keep_order([dot])
+        for line, dot in zip(lines, dots, strict=True):
+            dot.move(self._scaled_centre(line, factors))
+        return [dot.floats() for dot in dots]
 
     def _keep_order(self, dots: list[_Dot]) -> None:
         pending = [value for dot in dots for value in dot.pending]
@@ -361,7 +384,7 @@ class _TileKernel:
         arguments = [self._b.bitcast(x, bytes_), ir.Constant(ir.IntType(1), 0)]
         return self._b.bitcast(emit.call(self._b, "llvm.abs.v32i8", bytes_, arguments), x.type)
 
-    def _new_dot(self, line: Value, half: int, num_halves: int, factors: Sequence[Parts]) -> _Dot:
+    def _new_dot(self, line: Value, half: int, num_halves: int) -> _Dot:
         """Begins with -centre times the sum of the activations, so that codes count from there."""
         bits = _CODE_BITS[self._form.codes]
         centre = self._form.centre
@@ -369,9 +392,7 @@ class _TileKernel:
             # The instruction wants unsigned codes: 128 is added to them.
             centre = 128
         start = None
-        if factors:
-            start = self._scaled_centre(line, factors)
-        elif centre:
+        if centre:
             place = MINUS_TOTAL if num_halves == 1 else (MINUS_FIRST, MINUS_LAST)[half]
             minus_sum = self._broadcast(line, place, I32)
             shift = self._integers(centre.bit_length() - 1)
@@ -548,7 +569,7 @@ class _TileKernel:
                 scales.append(words)
             results = []
             by_token = self._by_token(values)
-            for token, (products,) in enumerate(self._dots(group, 1, scales)):
+            for token, products in enumerate(self._scaled_dots(group, scales)):
                 line = b.add(self._inputs[token], b.mul(group, ir.Constant(I64, GROUP_BYTES)))
                 scale = self._broadcast(line, SCALE, F32)
                 results += [
