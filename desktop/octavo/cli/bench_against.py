@@ -185,7 +185,7 @@ def _row(
     theirs: list[TimedRun],
     options: argparse.Namespace,
 ) -> DuelRow:
-    num_prompt_tokens = streams * options.prompt_tokens
+    num_prompt_tokens: int = streams * options.prompt_tokens
 
     def prefill(run: TimedRun) -> float:
         return num_prompt_tokens / run.prefill_s
@@ -216,4 +216,4 @@ def read_bandwidth(num_threads: int) -> float:
             thread.join()
         best_s = min(best_s, time.perf_counter() - started_at)
     num_bytes: int = sum(part.nbytes for part in parts)
-    return num_bytes / best_s
+    return float(num_bytes / best_s)

@@ -100,7 +100,7 @@ def _examine_kernels(findings: Findings, paths: AppPaths, core: Core) -> None:
         "vectors": "none that they know: torch computes" if tier is Tier.NONE else str(tier),
         "threads": str(settings.cpu_threads or default_cpu_threads()),
         "switched": "off" if settings.cpu_kernels == "off" else "on",
-        "compiled": str(paths.cache_dir / "kernels"),
+        "compiled": str(paths.kernels_dir),
     }
 
 

@@ -93,7 +93,7 @@ def why_not_kernels(
     """Why the CPU kernels do not run a model, as a sentence; empty: they do."""
     return (
         _why_not_asked_for(config, device)
-        or _why_not_this_processor()
+        or why_not_on_this_machine()
         or _why_not_this_model(model)
         or _why_not_these_weights(header)
     )
@@ -123,7 +123,8 @@ def _why_not_asked_for(config: EngineConfig, device: Device) -> str:
     return ""
 
 
-def _why_not_this_processor() -> str:
+def why_not_on_this_machine() -> str:
+    """Why the CPU kernels run no model here, as a sentence; empty: they do."""
     # Reads the processor's features with llvmlite, which is loaded only when a plan is made.
     from octavo.engine.kernels.cpu.simd_tier import Tier, host_features, tier_of
 
