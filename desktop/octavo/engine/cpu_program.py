@@ -53,7 +53,7 @@ class DecoderProgram:
         max_rows: int,
         num_threads: int,
     ) -> None:
-        """Takes the decoder's matrices over; their packed forms are gone from it afterwards.
+        """Takes the decoder's layers over; afterwards it has nothing but its embedding.
 
         Args:
             decoder: loaded.
@@ -99,6 +99,8 @@ class DecoderProgram:
         for index, layer in enumerate(decoder.model.layers):
             assert isinstance(layer, DecoderLayer)
             part = self._add_layer(layer, index, part, *places[index])
+            # What its matrices were loaded as goes before the next layer's are packed.
+            decoder.model.layers[index] = torch.nn.Identity()
         self._add_norm(part, decoder.model.norm.weight, output=self.hidden)
         self._add_head(decoder, max_rows)
 
@@ -445,6 +447,7 @@ class DecoderProgram:
         config, program = self._config, self.logits_of_rows
         head = decoder.model.embed_tokens if decoder.lm_head is None else decoder.lm_head
         matrices = Matrix.of_layers([head])
+        decoder.lm_head = None
         inputs = _Inputs(max_rows, config.hidden_size, floats=self.rows)
         if inputs.quantized_for(matrices) is not None:
             self._add_quantizing(program, inputs, step_words.NUM_ROWS)

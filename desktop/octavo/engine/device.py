@@ -85,6 +85,8 @@ def choose_device(config: EngineConfig, devices: Sequence[Device]) -> Device:
 
 def default_cpu_threads() -> int:
     """One for each core that this process may use; threads that share a core would wait for it."""
+    import psutil
+
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
 

@@ -17,7 +17,7 @@ import torch
 from llvmlite import ir
 
 from octavo.engine.kernels.cpu import linear_emit, quantize_activations, simd_emit, simd_tier
-from octavo.engine.kernels.cpu.linear_emit import TileArguments
+from octavo.engine.kernels.cpu.linear_planes import TileArguments
 from octavo.engine.kernels.cpu.simd_tier import Tier
 from octavo.engine.kernels.cpu.simd_types import I64
 from octavo.engine.kernels.cpu.tiles import PackedMatrix
