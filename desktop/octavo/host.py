@@ -14,16 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
-from octavo.engine.checkpoint_parts import (
-    read_chat_template,
-    read_model_config,
-    read_tokenizer,
-)
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device, choose_device, detect_devices
 from octavo.engine.load_report import LoadReport
-from octavo.engine.memory import MemoryPlan, plan_memory
+from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
+from octavo.engine.planning import plan_load
 from octavo.engine.request import EngineStats, GenerationDelta, GenerationRequest
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.thread import EngineThread, SteppedEngine
@@ -170,7 +166,9 @@ class ModelHost:
         """
         config = self._engine_config()
         device = choose_device(config, self._devices())
-        return plan_memory(read_model_config(header), config, device)
+        from octavo.engine.checkpoint_parts import read_model_config
+
+        return plan_load(header, read_model_config(header), config, device)
 
     async def load(self, model: LibraryModel) -> None:
         """Unloads what is loaded and loads this model. Cancelling the task cancels the load.
@@ -316,6 +314,12 @@ class ModelHost:
 
 def _read_text_side(path: Path) -> _TextSide:
     """A broken chat template does not stop the load: the error waits until a chat needs it."""
+    from octavo.engine.checkpoint_parts import (
+        read_chat_template,
+        read_model_config,
+        read_tokenizer,
+    )
+
     header = read_checkpoint(path)
     tokenizer = read_tokenizer(header)
     template, template_error = None, None

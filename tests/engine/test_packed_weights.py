@@ -81,12 +81,24 @@ def packed_weights(model: Decoder) -> dict[str, PackedWeight]:
     return found
 
 
+def held_bytes(model: Decoder) -> int:
+    dense = [weight.nbytes for weight in model.parameters() if not weight.is_meta]
+    return sum(dense) + sum(weight.num_bytes for weight in packed_weights(model).values())
+
+
+def planned_bytes(path: Path) -> int:
+    stored = read_model_config(read_checkpoint(path)).stored
+    assert stored is not None
+    return stored.packed_bytes(4)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_folders(tmp_path: Path, kind: QuantizedKind) -> None:
     write_quantized_folder(tmp_path, kind)
     model = assert_same(tmp_path)
     packed = packed_weights(model)
     assert len(packed) == 2 * 7
+    assert held_bytes(model) == pytest.approx(planned_bytes(tmp_path), rel=0.03)
     assert all(isinstance(weight, PackedLinear) for weight in packed.values())
     assert model.lm_head is not None
     assert model.lm_head.packed is None, "float32 in the file"
@@ -125,11 +137,13 @@ def test_gguf(tmp_path: Path, ggml_type: GGMLType, tied: bool) -> None:
             )
             tensors[name] = (ggml_type, plain.view(torch.uint8).numpy())
     path = write_gguf(tmp_path / "tiny.gguf", model.metadata(), tensors)
-    packed = packed_weights(assert_same(path))
+    packed_model = assert_same(path)
+    packed = packed_weights(packed_model)
     assert len(packed) == 7 + (1 if tied else 2)
-    for weight in packed.values():
-        assert isinstance(weight, PackedBlocks)
-        assert weight.ggml_type is ggml_type
+    assert held_bytes(packed_model) == planned_bytes(path)
+    for kept in packed.values():
+        assert isinstance(kept, PackedBlocks)
+        assert kept.ggml_type is ggml_type
 
 
 def test_plain_numbers_of_the_models_type_are_dense(tmp_path: Path) -> None:
@@ -152,7 +166,7 @@ def test_families_in_bfloat16(tmp_path: Path, model_type: str, options: dict[str
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "gpt_oss"])
 def test_stacked_experts_of_gguf(tmp_path: Path, model_type: str) -> None:
-    options = {
+    known: dict[str, dict[str, Any]] = {
         "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
         "qwen2_moe": {
             **EXPERTS,
@@ -160,9 +174,9 @@ def test_stacked_experts_of_gguf(tmp_path: Path, model_type: str) -> None:
             "shared_expert_intermediate_size": 32,
         },
         "gpt_oss": GPT_OSS,
-    }[model_type]
+    }
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16}
-    twin = write_family_folder(tmp_path, model_type, **{**sizes, **options})
+    twin = write_family_folder(tmp_path, model_type, **{**sizes, **known[model_type]})
     path = tmp_path / "tiny.gguf"
     write_family_gguf(path, twin, quantizes=True)
     experts = [layer for layer in assert_same(path).modules() if isinstance(layer, Experts)]

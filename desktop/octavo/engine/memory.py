@@ -25,7 +25,7 @@ MAX_GATHERED_TOKENS = 8192
 """Cached tokens gathered for one attention call, unless a single sequence is longer."""
 MAX_ATTENTION_SCORES = 2**25
 """Query-key pairs times heads of one attention call of a prefill chunk."""
-UNPACKED_SLAB_ELEMENTS = 2**20
+UNPACKED_SLAB_ELEMENTS = 2**19
 """Values of a packed matrix that are unpacked at a time, unless a single row is longer."""
 UNPACKED_DEVICE_SLAB_ELEMENTS = 2**23
 """The same on an accelerator, where few large steps are faster."""
@@ -33,8 +33,8 @@ PROMPT_LOGPROB_ROWS = 64
 """Prompt positions projected onto the vocabulary at a time."""
 SAMPLED_ROWS = 4
 """Sequences that draw a random token at a time."""
-_UNPACKING_BYTES_PER_ELEMENT = 24
-"""Integers, scales of each value and products, in the widest of the formats."""
+_UNPACKING_BYTES_PER_ELEMENT = 36
+"""Integers, scales of each value and products, in the widest of the formats: 3-bit GPTQ."""
 _SAMPLER_BYTES_PER_LOGIT = 40
 _LIBRARY_BYTES = 48 * 2**20
 """What torch and its matrix libraries keep for themselves once they have run."""
@@ -75,6 +75,10 @@ class MemoryPlan:
     """Whether matrices lie in memory as the checkpoint stores them."""
     chosen_kv_dtype: str = "auto"
     """Of cached keys and values; `auto`: as `dtype`."""
+    uses_kernels: bool = False
+    """Whether compiled CPU kernels run the model, and not torch."""
+    why_not_kernels: str = ""
+    """If not, why, as a sentence."""
 
     @property
     def total_bytes(self) -> int:

@@ -311,6 +311,10 @@ def tokenizer_from_gguf(header: GGUFHeader) -> Tokenizer:
         raise CheckpointError(
             f"{header.path.name}: {error.message}", hint=error.hint, path=header.path
         ) from error
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"{header.path.name}: {error.message}", hint=error.hint
+        ) from error
 
 
 def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:

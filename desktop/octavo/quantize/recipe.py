@@ -105,7 +105,7 @@ class QuantizeRecipe:
         if self.output.exists() or self.output.is_symlink():
             raise StorageError(
                 f"{self.output} exists already.",
-                hint="Delete it first, or choose another place with --output.",
+                hint="Delete it first, or choose another place for the result.",
                 path=self.output,
             )
 
@@ -116,7 +116,7 @@ class QuantizeRecipe:
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise StorageError(
                 f"The folder {folder} cannot be written to.",
-                hint="Check who owns it, or choose another place with --output.",
+                hint="Check who owns it, or choose another place for the result.",
                 path=folder,
             )
         needed_bytes = plan.num_bytes + _SMALL_FILES_BYTES - _allocated_bytes(self.partial)
@@ -126,7 +126,7 @@ class QuantizeRecipe:
                 f"The result needs {format_bytes(needed_bytes)} in {folder}, but only"
                 f" {format_bytes(free_bytes)} are free there.",
                 hint=f"Free {format_bytes(needed_bytes - free_bytes)}, choose a smaller method,"
-                " or another place with --output.",
+                " or another place for the result.",
                 path=folder,
             )
 

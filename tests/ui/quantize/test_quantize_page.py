@@ -127,7 +127,7 @@ async def test_a_run_from_the_button_to_the_library(
     assert page.form.isVisible()
     assert quantize.recipes[0].method == "q4_0"
     assert quantize.evaluated == [False]
-    assert "75% smaller than tiny.gguf" in page.note.text
+    assert "75 % smaller than tiny.gguf" in page.note.text
     assert changes == [None]
 
 
@@ -240,7 +240,7 @@ def test_figures_name_what_was_measured() -> None:
         ("Size", "3.8 MiB → 976.6 KiB"),
         ("Perplexity", "18.23 → 18.31"),
         ("Divergence", "0.0012 nats"),
-        ("Same first choice", "98.7%"),
+        ("Same first choice", "98.7 %"),
     ]
     bare = make_report(perplexity_before=None, kl_divergence=None, top1_agreement=None)
     assert [name for name, _ in figures(bare)] == ["Size"]

@@ -98,7 +98,7 @@ class GGUFWeights:
         weight = PackedBlocks(raw.view(num_rows, -1), tensor.ggml_type)
         if is_permuted:
             heads = weight.blocks.view(-1, self._config.head_dim, weight.blocks.shape[1])
-            for some in heads.split(max(1, PIECE_BYTES // heads[0].nbytes)):
+            for some in torch.split(heads, max(1, PIECE_BYTES // heads[0].nbytes)):
                 _split_pairs_into_halves(some[:, : self._config.rope.rotary_dim])
         if not weight.is_finite(target.dtype):
             raise not_finite(tensor.path, tensor, target.dtype)

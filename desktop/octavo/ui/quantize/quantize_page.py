@@ -293,7 +293,7 @@ class QuantizePage(ScrolledPage):
 
     def _finish(self, report: QuantizeReport) -> None:
         smaller = 1 - report.output_bytes / max(1, report.source_bytes)
-        size = f"{smaller:.0%} smaller than" if smaller > 0 else f"{-smaller:.0%} larger than"
+        size = f"{abs(smaller) * 100:.0f} % {'smaller' if smaller > 0 else 'larger'} than"
         self.note.set_text(f"The result is in the library: {size} {report.source_name}.")
         # Every listener shows the new model; this page, too.
         self._core.library.changed.emit(None)

@@ -134,7 +134,7 @@ def figures(report: QuantizeReport) -> list[tuple[str, str]]:
     if report.kl_divergence is not None:
         shown.append(("Divergence", f"{report.kl_divergence:.4f} nats"))
     if report.top1_agreement is not None:
-        shown.append(("Same first choice", f"{report.top1_agreement:.1%}"))
+        shown.append(("Same first choice", f"{100 * report.top1_agreement:.1f} %"))
     return shown
 
 
