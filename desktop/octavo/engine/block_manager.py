@@ -195,6 +195,27 @@ class BlockManager:
                 table.append(group.pool.take())
         return True
 
+    def extend(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Takes the block of a decode's next token while the step before it still runs.
+
+        Args:
+            sequence: the step that runs computes its last known token.
+            num_tokens: with the tokens that are not known yet.
+
+        Returns:
+            Whether there was a block in every group; if not, those taken stay with the sequence,
+            which needs them all the same when the step is over.
+        """
+        for group, table in zip(self._groups, sequence.block_tables, strict=True):
+            if group.window is not None:
+                group.drop_unseen(table, num_tokens - 1)
+            if len(table) * self.block_size >= num_tokens:
+                continue
+            if group.pool.num_free_blocks == 0:
+                return False
+            table.append(group.pool.take())
+        return True
+
     def free(self, sequence: Sequence) -> None:
         """Gives up the sequence's blocks and forgets what it computed."""
         for group, table in zip(self._groups, sequence.block_tables, strict=False):

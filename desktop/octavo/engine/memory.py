@@ -111,6 +111,15 @@ class MemoryPlan:
         )
 
 
+def decode_graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
+    """Rows of the decode steps that are captured; a step takes the next larger size.
+
+    Close together where a row costs time, further apart where the weights' reading hides it.
+    """
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 32), *range(256, max_num_seqs, 64)]
+    return *(size for size in sizes if size < max_num_seqs), max_num_seqs
+
+
 def plan_memory(model: ModelConfig, config: EngineConfig, device: Device) -> MemoryPlan:
     """Plans a load: data type, size of the KV cache, and the sum of it all.
 

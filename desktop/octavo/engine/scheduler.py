@@ -128,6 +128,49 @@ class Scheduler:
             finished=tuple(finished),
         )
 
+    def schedule_following(self, batch: ScheduledBatch) -> ScheduledBatch | None:
+        """Plans the step after one that still runs, whose tokens nobody knows yet.
+
+        Only where nothing has to be decided: every sequence that runs gets a token in both steps,
+        but for those that are certain to end with the first. Whoever turns out to have ended
+        computes one token that nobody takes.
+
+        Args:
+            batch: the step that runs; it samples on the device.
+
+        Returns:
+            None if the next step has to wait for this one: somebody could start, a prompt is not
+            through, or blocks are short.
+        """
+        if self._waiting and len(self._running) < self._max_num_seqs:
+            return None
+        scheduled: list[ScheduledSequence] = []
+        num_live = 0
+        for item in batch.sequences:
+            sequence = item.sequence
+            if sequence.is_finished:
+                continue
+            num_live += 1
+            position = item.start + item.num_tokens
+            if position < sequence.num_tokens:
+                return None
+            if self._ends_at(sequence, position + 1):
+                continue
+            if not self._block_manager.extend(sequence, position + 1):
+                return None
+            scheduled.append(ScheduledSequence(sequence, position, 1))
+        if num_live < len(self._running) or not scheduled:
+            return None
+        return ScheduledBatch(tuple(scheduled))
+
+    def _ends_at(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether a sequence of so many tokens is over, whatever they are."""
+        limit = sequence.sampling_params.max_tokens
+        if limit is not None and num_tokens - sequence.num_prompt_tokens >= limit:
+            return True
+        capacity = self._block_manager.capacity_tokens
+        return num_tokens >= self._max_model_len or num_tokens > capacity
+
     def update(self, batch: ScheduledBatch, sampled: Mapping[int, int]) -> None:
         """Takes in what a step computed.
 

@@ -70,6 +70,16 @@ class FusedLinear:
             ):
                 part.bias = nn.Parameter(view, requires_grad=False)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """All matrices, one above the other: [sum of sizes, in_features]."""
+        return self._weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[sum of sizes]."""
+        return self._bias
+
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """[num_tokens, in_features] to the outputs side by side: [num_tokens, sum of sizes]."""
         return functional.linear(inputs, self._weight, self._bias)

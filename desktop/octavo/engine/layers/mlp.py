@@ -44,6 +44,11 @@ class GatedMLP(nn.Module):
             intermediate_size, hidden_size, bias=bias, dtype=dtype, device=device
         )
 
+    @property
+    def gate_up(self) -> FusedLinear:
+        """Gates, then ups."""
+        return self._gate_up
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden_size], type kept."""
         gate, up = self._gate_up(hidden).chunk(2, dim=-1)

@@ -40,14 +40,23 @@ class RotaryEmbedding(nn.Module):
         self.short_factors = divisors() if has_lists else None
         self.long_factors = divisors() if has_lists else None
 
-    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines for [num_tokens] positions: each [num_tokens, 1, rotary_dim / 2]."""
+    @property
+    def magnitude(self) -> float:
+        """Factor on cosines and sines."""
+        return self._magnitude
+
+    def frequencies(self) -> torch.Tensor:
+        """Angle per position of each pair of channels: [rotary_dim / 2], float32."""
         frequencies = self._inverse_frequencies
         longrope_factors = self.long_factors if self._is_long else self.short_factors
         for factors in (self.freq_factors, longrope_factors):
             if factors is not None:
                 frequencies = frequencies / factors
-        angles = (positions.float().unsqueeze(1) * frequencies).unsqueeze(1)
+        return frequencies
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines for [num_tokens] positions: each [num_tokens, 1, rotary_dim / 2]."""
+        angles = (positions.float().unsqueeze(1) * self.frequencies()).unsqueeze(1)
         return angles.cos() * self._magnitude, angles.sin() * self._magnitude
 
 
