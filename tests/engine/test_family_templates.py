@@ -207,6 +207,49 @@ OLMO2 = (
     "{% else %}{{ '<|assistant|>\n' + message['content'] + eos_token }}{% endif %}{% endif %}"
     "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}"
 )
+HARMONY = """{%- macro tool_types(tools) -%}
+    {%- for tool in tools %}{%- set tool = tool.function %}
+        {{- "// " + tool.description + "\\n" }}{{- "type " + tool.name + " = (_: {\\n" }}
+        {%- for name, spec in tool.parameters.properties.items() %}
+            {{- name + ": " + (spec.type if spec is mapping else spec) + ",\\n" }}
+        {%- endfor %}{{- "}) => any;\\n" }}
+    {%- endfor %}
+{%- endmacro -%}
+{%- if reasoning_effort is not defined %}{%- set reasoning_effort = "medium" %}{%- endif %}
+{{- "<|start|>system<|message|>Current date: " + strftime_now("%Y-%m-%d") + "\\n" }}
+{{- "Reasoning: " + reasoning_effort + "<|end|>" }}
+{%- if messages[0].role == "developer" or messages[0].role == "system" %}
+    {%- set developer_message = messages[0].content %}{%- set loop_messages = messages[1:] %}
+{%- else %}{%- set developer_message = "" %}{%- set loop_messages = messages %}{%- endif %}
+{%- if developer_message or tools %}
+    {{- "<|start|>developer<|message|>" + developer_message }}
+    {%- if tools -%}{{- tool_types(tools) }}{%- endif -%}
+    {{- "<|end|>" }}
+{%- endif %}
+{%- set last_tool_call = namespace(name=none) %}
+{%- for message in loop_messages -%}
+    {%- if message.role == 'assistant' -%}
+        {%- if "<|channel|>final<|message|>" in message.content %}
+            {{- raise_exception("You have passed a message with tags of channels.") }}
+        {%- endif %}
+        {%- if message.tool_calls %}
+            {%- set tool_call = message.tool_calls[0].function %}
+            {{- "<|start|>assistant to=functions." + tool_call.name }}
+            {{- "<|channel|>commentary json<|message|>" + tool_call.arguments|tojson + "<|call|>" }}
+            {%- set last_tool_call.name = tool_call.name %}
+        {%- elif loop.last and not add_generation_prompt %}
+            {{- "<|start|>assistant<|channel|>final<|message|>" + message.content + "<|return|>" }}
+        {%- else %}
+            {{- "<|start|>assistant<|channel|>final<|message|>" + message.content + "<|end|>" }}
+        {%- endif %}
+    {%- elif message.role == 'tool' -%}
+        {{- "<|start|>functions." + last_tool_call.name + " to=assistant<|channel|>commentary" }}
+        {{- "<|message|>" + message.content|tojson + "<|end|>" }}
+    {%- elif message.role == 'user' -%}
+        {{- "<|start|>user<|message|>" + message.content + "<|end|>" }}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}"""
 TEMPLATES = {
     "llama3": ("llama3", LLAMA3),
     "qwen3": ("qwen", QWEN3),
@@ -217,6 +260,7 @@ TEMPLATES = {
     "granite": ("granite", GRANITE),
     "smollm3": ("llama3", SMOLLM3),
     "olmo2": ("gpt2", OLMO2),
+    "gpt-oss": ("harmony", HARMONY),
 }
 TOOLS = [
     {

@@ -57,6 +57,10 @@ def _add_rope(writer: gguf.GGUFWriter, config: Any, head_dim: int) -> None:
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if rope["rope_type"] == "longrope":
         original = rope["original_max_position_embeddings"]
         stretch = config.max_position_embeddings / original
@@ -82,6 +86,8 @@ def _add_extras(writer: gguf.GGUFWriter, config: Any, architecture: str) -> None
     if num_experts:
         writer.add_expert_count(num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
+        if architecture == "gpt-oss":
+            writer.add_expert_feed_forward_length(config.intermediate_size)
         if hasattr(config, "moe_intermediate_size"):
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if architecture == "qwen2moe":
@@ -103,6 +109,9 @@ def _tensors(
             weight = halves.transpose(1, 2).reshape(shape)
         if architecture in _GEMMAS and name.endswith("norm.weight"):
             weight = weight + 1
+        if architecture == "gpt-oss":
+            tensors += [(_name(names, part), value) for part, value in _gpt_oss_parts(name, weight)]
+            continue
         if name.endswith(".experts.gate_up_proj"):
             gate, up = weight.chunk(2, dim=1)
             prefix = name.removesuffix("gate_up_proj")
@@ -115,6 +124,23 @@ def _tensors(
             weight = weight.squeeze(0)
         tensors.append((_name(names, name), weight))
     return tensors
+
+
+def _gpt_oss_parts(name: str, weight: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """Gate and up take turns in one matrix, whose input features come first."""
+    if name.endswith(".sinks"):
+        return [(name + ".weight", weight)]
+    matrix, bias, _ = name.partition("_bias")
+    suffix = ".bias" if bias else ".weight"
+    if not matrix.endswith(("experts.gate_up_proj", "experts.down_proj")):
+        return [(name, weight)]
+    rows = weight if bias else weight.transpose(1, 2)
+    if matrix.endswith("down_proj"):
+        return [(matrix + suffix, rows)]
+    prefix = matrix.removesuffix("gate_up_proj")
+    return [
+        (f"{prefix}{part}_proj{suffix}", rows[:, i::2]) for i, part in enumerate(("gate", "up"))
+    ]
 
 
 def _name(names: gguf.TensorNameMap, name: str) -> str:

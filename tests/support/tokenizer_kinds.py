@@ -41,7 +41,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "llama3": "Llama 3, SmolLM3",
         "qwen": "Qwen 2, 2.5, 3",
         "tekken": "Mistral Nemo, Small",
-        "gpt4o": "Phi 4 mini",
+        "gpt4o": "Phi 4 mini, gpt-oss",
         "granite": "Granite 3, SmolLM2",
         "gpt2": "OLMo",
         "gemma": "Gemma 1, 2, 3",
@@ -50,6 +50,7 @@ FAMILIES: Mapping[str, str] = MappingProxyType(
         "phi3": "Phi 3, 3.5",
     }
 )
+HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
 BYTE_LEVEL = ("llama3", "qwen", "tekken", "gpt4o", "granite", "gpt2")
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]")
 FLAGGED = (
@@ -67,7 +68,11 @@ FLAGGED = (
 
 @cache
 def family_tokenizer(kind: str) -> str:
-    """The tokenizer.json of a kind of `FAMILIES`, trained on `CORPUS`."""
+    """The tokenizer.json of a kind of `FAMILIES`, or `harmony`, trained on `CORPUS`."""
+    if kind == "harmony":
+        backend = Tokenizer.from_str(family_tokenizer("gpt4o"))
+        backend.add_special_tokens([AddedToken(text, special=True) for text in HARMONY])
+        return backend.to_str()
     backend = _byte_level(kind) if kind in BYTE_LEVEL else _sentence_piece(kind)
     flags = {"rstrip": True} if kind == "phi3" else {}
     backend.add_special_tokens([AddedToken(text, special=True, **flags) for text in SPECIAL])

@@ -42,6 +42,20 @@ def qapp(app: QApplication) -> QApplication:
     return app
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Hides what a test has shown before anything else happens, as Octavo does when it is closed.
+
+    pytest-qt runs Qt's events after each test with no asyncio loop around them: the timer of a
+    window that is still shown would begin work there.
+    """
+    try:
+        yield
+    finally:
+        for widget in QApplication.topLevelWidgets():
+            widget.hide()
+
+
 @pytest.fixture(autouse=True)
 def _clean_screen(app: QApplication) -> Iterator[None]:
     """Takes away what a test has left on the screen: it would be styled anew by every later one."""

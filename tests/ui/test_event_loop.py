@@ -2,6 +2,10 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+
+from PySide6.QtCore import QEventLoop, QTimer
+from PySide6.QtWidgets import QApplication
 
 from octavo.ui.event_loop import OctavoLoop
 
@@ -46,3 +50,53 @@ async def test_timeouts_fire() -> None:
 
 async def test_work_on_a_thread_comes_back() -> None:
     assert await asyncio.to_thread(lambda: 6 * 7) == 42
+
+
+def test_a_task_that_comes_to_its_turn_after_the_end_finds_its_loop(app: QApplication) -> None:
+    """Qt's events are run once more by whoever ends: qasync itself, pytest-qt, a dialog."""
+    found: list[asyncio.AbstractEventLoop] = []
+
+    async def begin_more() -> None:
+        # Ends its wait in the very turn in which the main coroutine has ended.
+        for _ in range(20):
+            await asyncio.sleep(0)
+            found.append(asyncio.get_running_loop())
+
+    async def main() -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(begin_more())
+
+    with asyncio.Runner(loop_factory=lambda: OctavoLoop(app)) as runner:
+        task = runner.run(main())
+        for _ in range(100):
+            app.sendPostedEvents()
+            app.eventDispatcher().processEvents(QEventLoop.ProcessEventsFlag.AllEvents)
+        assert task.done()
+        assert task.exception() is None
+        assert set(found) == {runner.get_loop()}
+
+
+def test_what_is_begun_while_the_loop_is_shut_down_ends_with_it(app: QApplication) -> None:
+    """`asyncio.Runner` cancels the tasks that there are, and runs Qt's events after that."""
+    steps: list[str] = []
+
+    async def work(name: str, at_end: Callable[[], None]) -> None:
+        steps.append(f"{name} begins")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            at_end()
+            steps.append(f"{name} ends")
+
+    def begin_late() -> None:
+        tasks.append(asyncio.get_running_loop().create_task(work("late", lambda: None)))
+
+    async def main() -> None:
+        coroutine = work("early", lambda: QTimer.singleShot(0, begin_late))
+        tasks.append(asyncio.get_running_loop().create_task(coroutine))
+        await asyncio.sleep(0)
+
+    tasks: list[asyncio.Task[None]] = []
+    with asyncio.Runner(loop_factory=lambda: OctavoLoop(app)) as runner:
+        runner.run(main())
+    assert steps[:2] == ["early begins", "early ends"]
+    assert [task.cancelled() for task in tasks] == [True, True]

@@ -1,9 +1,11 @@
 """`spawn`: errors are shown, nothing is lost, everything ends at close."""
 
 import asyncio
+import gc
 import logging
 
 import pytest
+from PySide6.QtWidgets import QApplication
 
 from octavo.errors import OctavoError, StorageError
 from octavo.jobs import JobCancelled
@@ -68,3 +70,12 @@ async def test_cancel_all_waits_for_the_clean_up(tasks: UiTasks) -> None:
 async def test_a_task_cancelled_before_its_start_leaves_no_warning(tasks: UiTasks) -> None:
     spawn(asyncio.sleep(60)).cancel()
     await tasks.cancel_all()
+
+
+def test_without_a_loop_the_mistake_is_said_here_and_not_when_the_coroutine_is_collected(
+    app: QApplication,
+) -> None:
+    """The suite makes errors of warnings: one about the coroutine would fail a later test."""
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        spawn(asyncio.sleep(0))
+    gc.collect()

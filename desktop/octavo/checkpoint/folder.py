@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octavo.checkpoint.merged_experts import merged_experts
 from octavo.checkpoint.quantization_config import CONFIG_KEYS, LEGACY_FILES, read_weight_format
 from octavo.checkpoint.safetensors import (
     MAX_JSON_BYTES,
@@ -113,7 +114,9 @@ class FolderHeader:
             UnsupportedModelError: a kind of quantisation or a data type that is not understood.
             CheckpointError: a quantised weight lacks one of its tensors.
         """
-        return stored_weights(self.tensors, self.weight_format())
+        weight_format = self.weight_format()
+        merged, others = merged_experts(self.tensors, self.architecture, weight_format)
+        return merged | stored_weights(others, weight_format)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Reads another file of the folder; None if it is not there.

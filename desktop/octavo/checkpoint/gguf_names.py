@@ -99,6 +99,14 @@ _EXPERTS: Mapping[str, str] = MappingProxyType(
         "ffn_down_exps.weight": "mlp.experts.down_proj",
     }
 )
+_EXPERT_BIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "ffn_gate_inp.bias": "mlp.gate.bias",
+        "ffn_gate_exps.bias": "mlp.experts.gate_proj_bias",
+        "ffn_up_exps.bias": "mlp.experts.up_proj_bias",
+        "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
+    }
+)
 _SHARED_EXPERT: Mapping[str, str] = MappingProxyType(
     {
         "ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight",
@@ -167,6 +175,16 @@ TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
         "gemma": _names(_NORMS_BEFORE, _ATTENTION, _MLP),
         "gemma2": _names(_NORMS_AROUND, _ATTENTION, _MLP),
         "gemma3": _names(_NORMS_AROUND, _ATTENTION, _HEAD_NORMS, _MLP),
+        "gpt-oss": _names(
+            _ATTENTION,
+            _EXPERTS,
+            _EXPERT_BIASES,
+            {
+                "attn_norm.weight": "input_layernorm.weight",
+                "attn_sinks.weight": "self_attn.sinks",
+                "post_attention_norm.weight": "post_attention_layernorm.weight",
+            },
+        ),
         "olmo2": _names(_NORMS_AFTER, _ATTENTION, _HEAD_NORMS, _MLP),
     }
 )

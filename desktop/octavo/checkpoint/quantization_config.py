@@ -86,6 +86,7 @@ class _Section:
             "bitsandbytes": self._read_bitsandbytes,
             "fp8": self._read_fp8,
             "fbgemm_fp8": self._read_fbgemm,
+            "mxfp4": self._read_mxfp4,
         }
         reader = readers.get(self._method) if isinstance(self._method, str) else None
         if reader is None:
@@ -170,6 +171,9 @@ class _Section:
 
     def _read_fbgemm(self) -> WeightFormat:
         return WeightFormat("FP8", LinearFormat(Layout.FLOAT8, 8))
+
+    def _read_mxfp4(self) -> WeightFormat:
+        return WeightFormat("MXFP4", LinearFormat(Layout.MXFP4, 4, 32))
 
     def _read_compressed_tensors(self) -> WeightFormat:
         self._refuse_unless("quantization_status", None, "compressed")

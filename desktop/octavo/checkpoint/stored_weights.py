@@ -84,6 +84,8 @@ _ROLES: Mapping[Layout, _Roles] = MappingProxyType(
         Layout.BITSANDBYTES_8BIT: _Roles(
             "weight", _INT8, {"SCB": frozenset({"F32"})}, {"weight_format": _UINT8}
         ),
+        # `merged_experts` finds them; no module has tensors of these names.
+        Layout.MXFP4: _Roles("blocks", _UINT8, {"scales": _UINT8}),
     }
 )
 _UNUSED = (
@@ -100,6 +102,46 @@ _UNUSED = (
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertRows:
+    """Which output features of a stack of experts a parameter is, and how they lie.
+
+    The stack is [experts, output features, input features], or one dimension less for biases.
+    """
+
+    first: int = 0
+    """Of the parameters that take turns, which it is."""
+    step: int = 1
+    """How many parameters take turns."""
+    part: int = 0
+    """Of the parameters that lie one after the other in each expert, which it is."""
+    num_parts: int = 1
+    """How many those are."""
+    is_transposed: bool = False
+    """Whether input features come before output features."""
+
+    @property
+    def share(self) -> int:
+        """How many times as many output features the stack has as the parameter."""
+        return self.step * self.num_parts
+
+    def stack_shape(self, shape: Shape) -> Shape:
+        """The shape of the stack that a parameter of this shape is taken from."""
+        num_experts, num_features, *inputs = shape
+        if self.is_transposed:
+            return num_experts, *inputs, num_features * self.share
+        return num_experts, num_features * self.share, *inputs
+
+    def features(self, num_features: int) -> range:
+        """Where in an expert's output features those of the parameter lie.
+
+        Args:
+            num_features: of the parameter.
+        """
+        begin = self.part * num_features * self.step
+        return range(begin + self.first, begin + num_features * self.step, self.step)
+
+
+@dataclass(frozen=True, slots=True)
 class StoredWeight:
     """The tensors of one parameter."""
 
@@ -109,6 +151,8 @@ class StoredWeight:
     """None: `main` holds the parameter as it is."""
     companions: Mapping[str, SafetensorsTensor] = field(default_factory=dict)
     """By the end of their names: `weight_scale`, `qzeros`, …"""
+    rows: ExpertRows | None = None
+    """Which part of its tensors the parameter is; None: all of them."""
 
     @property
     def name(self) -> str:
@@ -125,15 +169,18 @@ class StoredWeight:
 
     @property
     def num_bytes(self) -> int:
-        """Of all its tensors."""
-        return self.main.num_bytes + sum(tensor.num_bytes for tensor in self.companions.values())
+        """Of its part of all its tensors."""
+        tensors = (self.main, *self.companions.values())
+        share = 1 if self.rows is None else self.rows.share
+        return sum(tensor.num_bytes for tensor in tensors) // share
 
     @property
     def num_elements(self) -> int:
         """Of the parameter; where the last word of a row is padded, those that fit into it."""
+        share = 1 if self.rows is None else self.rows.share
         if self.format is None:
-            return self.main.num_elements
-        return self.main.num_bytes * 8 // self.format.bits
+            return self.main.num_elements // share
+        return self.main.num_bytes * 8 // self.format.bits // share
 
     def check(self, shape: Shape) -> None:
         """Checks that all tensors have the shapes that a parameter of this shape needs.
@@ -142,6 +189,8 @@ class StoredWeight:
             CheckpointError: one has another.
         """
         fitting: dict[str, tuple[SafetensorsTensor, tuple[Shape, ...]]]
+        if self.rows is not None:
+            shape = self.rows.stack_shape(shape)
         fitting = {self.main.name: (self.main, (shape,))}
         if self.format is not None:
             shapes = _shapes(self, shape)
@@ -277,6 +326,15 @@ def _check_choices(
 def _shapes(weight: StoredWeight, shape: Shape) -> dict[str, tuple[Shape, ...]]:
     """By role, the shapes that a tensor of a weight of that shape may have."""
     linear = weight.format
+    if linear is not None and linear.layout is Layout.MXFP4 and len(shape) == 3:
+        *stack, columns = shape
+        groups = num_groups(linear.group_size, columns)
+        if columns % linear.group_size:
+            raise _damaged(weight.main, f"cannot hold rows of {columns} values in whole blocks")
+        return {
+            "blocks": ((*stack, groups, linear.group_size // 2),),
+            "scales": ((*stack, groups),),
+        }
     if linear is None or len(shape) != 2:
         raise _damaged(weight.main, f"is quantised, but a weight of shape {list(shape)} is not")
     rows, columns = shape

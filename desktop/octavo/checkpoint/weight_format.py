@@ -18,6 +18,8 @@ class Layout(StrEnum):
     AWQ = "awq"
     BITSANDBYTES_4BIT = "bitsandbytes 4-bit"
     BITSANDBYTES_8BIT = "bitsandbytes 8-bit"
+    MXFP4 = "mxfp4"
+    """Of gpt-oss: the experts' matrices, stacked."""
 
 
 ROW = -1

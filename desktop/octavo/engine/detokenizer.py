@@ -7,6 +7,7 @@ may be the beginning of a stop string wait for the next token.
 import codecs
 from collections.abc import Sequence
 
+from octavo.engine.harmony import HarmonyChannels, is_harmony
 from octavo.engine.tokenizer import Tokenizer
 
 _LONGEST_CHARACTER_BYTES = 4
@@ -18,6 +19,9 @@ class IncrementalDetokenizer:
     What `push` and `finish` return, put together, is what `Tokenizer.decode` gives for the
     prompt and the completion, without the prompt's part, cut at the stop string that is complete
     first. If two are complete at the same character, the longer one counts.
+
+    Of an answer in channels (gpt-oss), only what is meant for the person is text, unless special
+    tokens are to be seen.
     """
 
     def __init__(
@@ -34,6 +38,10 @@ class IncrementalDetokenizer:
         """The stop string that ended the text; None while none is complete."""
         self._tokenizer = tokenizer
         self._hidden = tokenizer.special_token_ids if skip_special_tokens else frozenset()
+        self._channels = None
+        ids = tokenizer.vocabulary.ids
+        if skip_special_tokens and is_harmony(ids):
+            self._channels = HarmonyChannels(ids, tokenizer.token_bytes, prompt_token_ids)
         self._stop = tuple(text for text in stop if text)
         self._min_tokens = min_tokens
         self._include_stop = include_stop_str_in_output
@@ -70,7 +78,8 @@ class IncrementalDetokenizer:
         return end
 
     def _bytes_of(self, token_id: int) -> bytes:
-        if token_id in self._hidden:
+        is_shown = self._channels is None or self._channels.is_shown(token_id)
+        if not is_shown or token_id in self._hidden:
             return b""
         encoded = self._tokenizer.token_bytes(token_id)
         if self._strips_space and encoded:

@@ -46,6 +46,10 @@ class Family:
     experts: str = "none"
     """How config.json describes experts: `none`, `mixtral` or `qwen`."""
     has_shared_expert: bool = False
+    has_expert_biases: bool = False
+    has_sinks: bool = False
+    truncates_yarn: bool = True
+    """Whether the ends of yarn's ramp are whole channels, which GGUF cannot say."""
     is_permuted_in_gguf: bool = False
     """Whether GGUF files hold the rows of q and k for rotating neighbours."""
 
@@ -189,6 +193,22 @@ FAMILIES: tuple[Family, ...] = (
         default_theta=2e6,
         default_tied=True,
         is_permuted_in_gguf=True,
+    ),
+    Family(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        "gpt-oss",
+        "gpt-oss",
+        qkv_bias=None,
+        output_bias=None,
+        norm_in_float32=True,
+        activation="clamped_swiglu",
+        windows="alternate",
+        default_theta=150000.0,
+        experts="mixtral",
+        has_expert_biases=True,
+        has_sinks=True,
+        truncates_yarn=False,
     ),
 )
 BY_MODEL_TYPE: Mapping[str, Family] = MappingProxyType(

@@ -84,6 +84,8 @@ class MoEConfig:
     """Of the expert that sees every token; 0: there is none."""
     dense_layers: frozenset[int] = frozenset()
     """Layers with an ordinary feed-forward part."""
+    has_biases: bool = False
+    """Whether router and experts add biases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class ModelConfig:
     norm_in_float32: bool = False
     """Whether norms multiply by their weight before the cast back, not after it."""
     activation: str = "silu"
-    """`silu` or `gelu_tanh`."""
+    """`silu`, `gelu_tanh` or `clamped_swiglu`."""
     mlp_bias: bool = False
     embedding_scale: float = 1.0
     residual_scale: float = 1.0

@@ -125,6 +125,7 @@ class _GGUFReader:
             windows=self._windows(num_layers),
             local_rope=self._local_rope(rope),
             unrotated_layers=self._unrotated_layers(num_layers),
+            has_sinks=family.has_sinks,
             moe=moe,
         )
 
@@ -200,6 +201,7 @@ class _GGUFReader:
             # No key says so: it is as the family was trained.
             renormalizes=not self._family.has_shared_expert,
             shared_intermediate_size=shared_size,
+            has_biases=self._family.has_expert_biases,
         )
 
     def _expert_size(self) -> int:
@@ -298,6 +300,7 @@ class _GGUFReader:
             beta_fast=self._positive("rope.scaling.yarn_beta_fast", default=32.0),
             beta_slow=self._positive("rope.scaling.yarn_beta_slow", default=1.0),
             attn_factor=attn_factor * self._yarn_magnitude(factor),
+            is_truncated=self._family.truncates_yarn,
         )
 
     def _scaling_factor(self) -> float:

@@ -17,6 +17,9 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
+_CLAMPED = "clamped_swiglu"
+_CLAMPED_SWIGLU = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
+"""The only numbers that gpt-oss was trained with."""
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
@@ -110,6 +113,7 @@ class _FamilyReader:
             windows=self._windows(num_layers),
             local_rope=local_rope,
             unrotated_layers=self._unrotated_layers(num_layers),
+            has_sinks=family.has_sinks,
             moe=self._moe(num_layers),
             weight_format=self._header.weight_format(),
         )
@@ -155,6 +159,11 @@ class _FamilyReader:
         return bool(rule)
 
     def _activation(self) -> str:
+        if self._family.activation == _CLAMPED:  # It is called "silu" there.
+            for key, expected in _CLAMPED_SWIGLU.items():
+                if self._values.positive(key, default=expected) != expected:
+                    raise self._values.unsupported(f"has the {key} {self._values.get(key)}")
+            return _CLAMPED
         # Gemma's first files say "gelu" in one key and mean what the other one says.
         named = self._values.get("hidden_activation", self._values.get("hidden_act"))
         if named is None or (self._family.activation == "gelu_tanh" and named == "gelu"):
@@ -255,4 +264,5 @@ class _FamilyReader:
             renormalizes=renormalizes,
             shared_intermediate_size=shared_size,
             dense_layers=frozenset(dense),
+            has_biases=self._family.has_expert_biases,
         )

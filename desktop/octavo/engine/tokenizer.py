@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import models, normalizers
 
 from octavo.checkpoint.gguf import GGUFHeader
+from octavo.engine.harmony import END, MARKERS, is_harmony
 from octavo.engine.literal_tokens import LiteralTokens, Manners
 from octavo.engine.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from octavo.errors import CheckpointError, UnsupportedModelError
@@ -89,6 +90,8 @@ class Tokenizer(ABC):
         self.bos_token_id = vocabulary.bos_token_id
         self.eos_token_id = vocabulary.eos_token_id
         self.stop_token_ids = vocabulary.stop_token_ids
+        if is_harmony(vocabulary.ids):
+            self.stop_token_ids -= {vocabulary.ids.get(END)}
         self.adds_bos = vocabulary.adds_bos
         special_ids = vocabulary.ids_of(TokenType.CONTROL, TokenType.UNKNOWN)
         self.special_token_ids = frozenset(special_ids)
@@ -392,7 +395,8 @@ def _vocabulary(metadata: Mapping[str, Any], *, adds_bos: bool) -> Vocabulary:
         if token_id is not None:
             types[token_id] = TokenType.CONTROL
     end_of_turn = [text for text in END_OF_TURN.split() if text in ids]
-    for text in end_of_turn:
+    markers = [text for text in MARKERS if text in ids] if is_harmony(ids) else []
+    for text in (*end_of_turn, *markers):
         # Converters often call these user-defined; then the model's turn would never end.
         if types[ids[text]] == TokenType.USER_DEFINED:
             types[ids[text]] = TokenType.CONTROL

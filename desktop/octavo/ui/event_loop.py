@@ -1,4 +1,4 @@
-"""asyncio on Qt's event loop: qasync with timers that are freed when they are cancelled."""
+"""asyncio on Qt's event loop: qasync, with asyncio's promises kept at its end and by its timers."""
 
 import asyncio
 import math
@@ -15,9 +15,13 @@ PRECISE_BELOW_S = 2.0
 
 
 class OctavoLoop(qasync.QEventLoop):  # type: ignore[misc]
-    """qasync's event loop without its leak: there, cancelled timeouts keep their Qt timers.
+    """qasync's event loop without its leaks.
 
-    Here `call_later` returns a real TimerHandle, and its cancellation kills the Qt timer.
+    There, cancelled timeouts keep their Qt timers; here `call_later` returns a real TimerHandle,
+    and its cancellation kills the Qt timer. There, a task that comes to its turn while somebody
+    else runs Qt's events (qasync itself, once more after the end) finds no running loop, and what
+    it begins is lost without being awaited; here it finds this one. And what is begun after
+    `asyncio.Runner` has cancelled all tasks is cancelled by `close`.
     """
 
     def __init__(self, app: QApplication) -> None:
@@ -32,7 +36,9 @@ class OctavoLoop(qasync.QEventLoop):  # type: ignore[misc]
         context: Context | None = None,
     ) -> asyncio.Handle:
         if delay <= 0:
-            handle: asyncio.Handle = super().call_later(0, callback, *args, context=context)
+            handle: asyncio.Handle = super().call_later(
+                0, self._call, callback, *args, context=context
+            )
             return handle
         when = self.time() + delay
         timer_handle = asyncio.TimerHandle(when, self._fire, (), self, context)
@@ -58,9 +64,29 @@ class OctavoLoop(qasync.QEventLoop):  # type: ignore[misc]
         """Delayed calls that have neither run nor been cancelled."""
         return len(self._timer_ids)
 
+    def close(self) -> None:
+        if not self.is_closed():
+            while tasks := asyncio.all_tasks(self):
+                for task in tasks:
+                    task.cancel()
+                self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
     def _fire(self, key: int, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         self._timer_ids.pop(key, None)
-        callback(*args)
+        self._call(callback, *args)
+
+    def _call(self, callback: Callable[..., object], *args: Any) -> None:
+        """Runs what has come to its turn, with this loop as the running one whoever asked Qt."""
+        outer = asyncio._get_running_loop()
+        if outer is self:
+            callback(*args)
+            return
+        asyncio._set_running_loop(self)
+        try:
+            callback(*args)
+        finally:
+            asyncio._set_running_loop(outer)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """asyncio's hook: called by `TimerHandle.cancel`."""

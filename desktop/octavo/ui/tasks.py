@@ -40,7 +40,13 @@ class UiTasks(QObject):
     def start(
         self, coroutine: Coroutine[Any, Any, None], on_error: ShowError | None
     ) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(coroutine)
+        try:
+            task = asyncio.get_running_loop().create_task(coroutine)
+        except RuntimeError:
+            # The loop has ended before the widgets: the coroutine would be warned about later, far
+            # from here, when it is collected.
+            coroutine.close()
+            raise
         self._tasks.add(task)
         task.add_done_callback(lambda done: self._finish(done, on_error))
         return task

@@ -6,12 +6,22 @@ from torch.nn import functional
 
 from octavo.engine.layers.linear import FusedLinear, Linear
 
+_SWIGLU_SLOPE = 1.702
+_SWIGLU_LIMIT = 7.0
 
-def activate(gate: torch.Tensor, activation: str) -> torch.Tensor:
-    """Applies `silu` or `gelu_tanh`."""
+
+def apply_gate(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
+    """activation(gate) * up, of `silu`, `gelu_tanh`, or the `clamped_swiglu` of gpt-oss.
+
+    Source: OpenAI 2025, arXiv:2508.10925, section 2.2 (gpt-oss).
+    """
+    if activation == "clamped_swiglu":
+        gate = gate.clamp(max=_SWIGLU_LIMIT)
+        up = up.clamp(-_SWIGLU_LIMIT, _SWIGLU_LIMIT)
+        return gate * torch.sigmoid(gate * _SWIGLU_SLOPE) * (up + 1)
     if activation == "gelu_tanh":
-        return functional.gelu(gate, approximate="tanh")
-    return functional.silu(gate)
+        return functional.gelu(gate, approximate="tanh") * up
+    return functional.silu(gate) * up
 
 
 class GatedMLP(nn.Module):
@@ -52,5 +62,5 @@ class GatedMLP(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden_size], type kept."""
         gate, up = self._gate_up(hidden).chunk(2, dim=-1)
-        projected: torch.Tensor = self.down_proj(activate(gate, self._activation) * up)
+        projected: torch.Tensor = self.down_proj(apply_gate(gate, up, self._activation))
         return projected

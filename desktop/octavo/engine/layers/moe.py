@@ -9,12 +9,16 @@ from torch import nn
 from torch.nn import functional
 
 from octavo.engine.layers.linear import Linear, parameter
-from octavo.engine.layers.mlp import GatedMLP, activate
+from octavo.engine.layers.mlp import GatedMLP, apply_gate
 from octavo.engine.model_config import ModelConfig
 
 
 class Experts(nn.Module):
     """The matrices of all experts, stacked."""
+
+    gate_proj_bias: nn.Parameter | None
+    up_proj_bias: nn.Parameter | None
+    down_proj_bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -22,6 +26,7 @@ class Experts(nn.Module):
         hidden_size: int,
         intermediate_size: int,
         *,
+        bias: bool = False,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
@@ -32,16 +37,32 @@ class Experts(nn.Module):
         self.down_proj = parameter(
             num_experts, hidden_size, intermediate_size, dtype=dtype, device=device
         )
+        for name, size in (
+            ("gate_proj_bias", intermediate_size),
+            ("up_proj_bias", intermediate_size),
+            ("down_proj_bias", hidden_size),
+        ):
+            stacked = parameter(num_experts, size, dtype=dtype, device=device) if bias else None
+            self.register_parameter(name, stacked)
 
     def forward(self, expert: int, hidden: torch.Tensor, activation: str) -> torch.Tensor:
         """[num_tokens, hidden_size] through one expert."""
-        gate = functional.linear(hidden, self.gate_proj[expert])
-        up = functional.linear(hidden, self.up_proj[expert])
-        return functional.linear(activate(gate, activation) * up, self.down_proj[expert])
+        gate = functional.linear(hidden, self.gate_proj[expert], _row(self.gate_proj_bias, expert))
+        up = functional.linear(hidden, self.up_proj[expert], _row(self.up_proj_bias, expert))
+        gated = apply_gate(gate, up, activation)
+        return functional.linear(gated, self.down_proj[expert], _row(self.down_proj_bias, expert))
+
+
+def _row(biases: torch.Tensor | None, expert: int) -> torch.Tensor | None:
+    return None if biases is None else biases[expert]
 
 
 class MoE(nn.Module):
-    """Sends each token through the experts its router picks, and adds their weighted outputs."""
+    """Sends each token through the experts its router picks, and adds their weighted outputs.
+
+    Models that apply softmax after they picked (gpt-oss) are those that renormalise: the two are
+    the same weights.
+    """
 
     shared_expert: GatedMLP | None
     shared_expert_gate: Linear | None
@@ -51,11 +72,18 @@ class MoE(nn.Module):
         assert config.moe is not None
         self._moe = config.moe
         self._activation = config.activation
-        self.gate = Linear(config.hidden_size, config.moe.num_experts, dtype=dtype, device=device)
+        self.gate = Linear(
+            config.hidden_size,
+            config.moe.num_experts,
+            bias=config.moe.has_biases,
+            dtype=dtype,
+            device=device,
+        )
         self.experts = Experts(
             config.moe.num_experts,
             config.hidden_size,
             config.moe.intermediate_size,
+            bias=config.moe.has_biases,
             dtype=dtype,
             device=device,
         )

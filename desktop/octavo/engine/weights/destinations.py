@@ -11,6 +11,7 @@ _EXPERT = re.compile(r"(.+)\.block_sparse_moe\.experts\.([0-9]+)\.(w[123])\.weig
 _EXPERT_PARTS: Mapping[str, str] = MappingProxyType(
     {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 )
+_ROUTER = re.compile(r"\.(block_sparse_moe\.gate|mlp\.router)\.")
 _MERGED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         ".self_attn.qkv_proj.": (
@@ -66,7 +67,7 @@ def _piece_names(name: str) -> list[str]:
             return [name.replace(merged, part) for part in parts]
     if expert := _EXPERT.fullmatch(name):
         return [f"{expert[1]}.mlp.experts.{expert[2]}.{_EXPERT_PARTS[expert[3]]}.weight"]
-    return [name.replace(".block_sparse_moe.gate.", ".mlp.gate.")]
+    return [_ROUTER.sub(".mlp.gate.", name)]
 
 
 def _merge(pieces: list[Tensor]) -> Tensor | None:

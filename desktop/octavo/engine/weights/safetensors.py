@@ -12,6 +12,7 @@ from octavo.checkpoint.gguf import GGMLType
 from octavo.checkpoint.safetensors import SafetensorsTensor
 from octavo.checkpoint.stored_weights import StoredWeight
 from octavo.engine.quantization.gguf import dequantize_into
+from octavo.engine.weights.merged_experts import read_merged_into
 from octavo.engine.weights.pieces import PIECE_BYTES, damaged, read_pieces
 from octavo.engine.weights.quantized import read_quantized_into
 
@@ -52,6 +53,9 @@ class SafetensorsWeights:
     def read_into(self, name: str, out: Tensor) -> None:
         """Reads one weight into memory that is already there; as `CheckpointWeights` says."""
         weight = self.tensors[name]
+        if weight.rows is not None:
+            read_merged_into(weight, weight.rows, out)
+            return
         if weight.format is not None:
             read_quantized_into(weight, weight.format, out)
             return
