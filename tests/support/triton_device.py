@@ -42,3 +42,8 @@ def _mend_interpreter() -> None:
 
 if not HAS_CARD:
     _mend_interpreter()
+
+
+def cases(few: list[Any], *, on_card: list[Any]) -> list[Any]:
+    """Parameters of a test: a few for any machine, and those that only a card has time for."""
+    return [*few, *(pytest.param(case, marks=pytest.mark.gpu) for case in on_card)]

@@ -38,6 +38,11 @@ class DecodeShape:
     block_size: int
 
 
+def padded_head_dim(head_dim: int) -> int:
+    """Channels of a head in registers: a power of two that the matrix units take."""
+    return max(_MIN_ROWS, triton.next_power_of_2(head_dim))
+
+
 def num_splits(num_seqs: int, num_kv_heads: int, max_context: int, num_processors: int) -> int:
     """Into how many stretches contexts are cut: a power of two that fills the card.
 
@@ -353,7 +358,7 @@ def decode_attention(
     if output is None:
         output = query.new_empty(num_seqs, shape.num_heads * shape.head_dim)
     group = shape.num_heads // shape.num_kv_heads
-    block_d = triton.next_power_of_2(shape.head_dim)
+    block_d = padded_head_dim(shape.head_dim)
     is_wide = query.dtype is torch.float32 or block_d > 128
     keys, values = cache.keys, cache.values
     _attend_split[(num_seqs, shape.num_kv_heads, scratch.splits)](

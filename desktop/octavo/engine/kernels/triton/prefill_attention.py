@@ -16,7 +16,11 @@ import triton
 import triton.language as tl
 
 from octavo.engine.attention.base import AttentionRule, LayerCache
-from octavo.engine.kernels.triton.decode_attention import DecodeShape, cap_scores
+from octavo.engine.kernels.triton.decode_attention import (
+    DecodeShape,
+    cap_scores,
+    padded_head_dim,
+)
 from octavo.engine.kernels.triton.heads import storage_kind
 
 
@@ -33,7 +37,7 @@ class TileShape:
 
 def tile_shape(shape: DecodeShape, dtype: torch.dtype) -> TileShape:
     """What fits the shared memory of every card from sm_80 on (99 KiB on consumer cards)."""
-    block_d = triton.next_power_of_2(shape.head_dim)
+    block_d = padded_head_dim(shape.head_dim)
     group = triton.next_power_of_2(shape.num_heads // shape.num_kv_heads)
     if dtype is torch.float32:
         return TileShape(max(32, group), 32, 4, 1)
@@ -221,7 +225,7 @@ def prefill_attention(
         TOKENS=tile.rows // group,
         BLOCK_M=tile.rows,
         BLOCK_N=tile.keys,
-        BLOCK_D=triton.next_power_of_2(shape.head_dim),
+        BLOCK_D=padded_head_dim(shape.head_dim),
         STAGES=tile.stages,
         num_warps=tile.warps,
     )
