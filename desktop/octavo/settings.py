@@ -24,6 +24,7 @@ from octavo.events import Event
 FORMAT_VERSION = 1
 THEMES = ("auto", "light", "dark")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+WEIGHTS = ("auto", "packed", "unpacked")
 KV_DTYPES = ("auto", "float16", "bfloat16", "float8_e4m3", "int8")
 FONT_SCALE_RANGE = (0.5, 3.0)
 PORT_RANGE = (1, 65535)
@@ -109,6 +110,8 @@ class EngineSettings:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: str = "auto"
     """Of weights and activations; see `DTYPES`."""
+    weights: str = "auto"
+    """How matrices lie in memory, `packed` as stored, `unpacked` or `auto`; see `WEIGHTS`."""
     kv_dtype: str = "auto"
     """Of cached keys and values, `auto` as weights; see `KV_DTYPES`."""
     max_num_seqs: int = 64
@@ -127,6 +130,7 @@ class EngineSettings:
                 f"device is {self.device!r}; it must be auto, cpu, cuda or cuda:N."
             )
         _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("weights", self.weights, WEIGHTS)
         _check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
         _check_integer("max_num_seqs", self.max_num_seqs, 1)
         _check_integer("max_num_batched_tokens", self.max_num_batched_tokens, 1)

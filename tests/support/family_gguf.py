@@ -13,8 +13,14 @@ _PERMUTED = frozenset({"llama", "granite", "smollm3"})
 _GEMMAS = frozenset({"gemma", "gemma2", "gemma3"})
 
 
-def write_family_gguf(path: Path, model: PreTrainedModel) -> None:
-    """All weights in F32 under GGUF's names, with the metadata of the architecture."""
+def write_family_gguf(path: Path, model: PreTrainedModel, *, quantizes: bool = False) -> None:
+    """All weights in F32 under GGUF's names, with the metadata of the architecture.
+
+    Args:
+        path: of the file.
+        model: random.
+        quantizes: write matrices in Q8_0, where they have rows of whole blocks.
+    """
     config = model.config
     architecture = BY_MODEL_TYPE[config.model_type].gguf_architecture
     writer = gguf.GGUFWriter(path, architecture)
@@ -31,7 +37,12 @@ def write_family_gguf(path: Path, model: PreTrainedModel) -> None:
     _add_rope(writer, config, head_dim)
     _add_extras(writer, config, architecture)
     for name, weight in _tensors(model, architecture, head_dim):
-        writer.add_tensor(name, weight.contiguous().numpy())
+        values = weight.contiguous().numpy()
+        if quantizes and weight.ndim > 1 and weight.shape[-1] % 32 == 0:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
     for key in ("long", "short"):
         factors = _ropes(config)[0].get(f"{key}_factor")
         if factors:

@@ -18,6 +18,7 @@ from octavo.checkpoint.safetensors import (
     unreadable,
 )
 from octavo.checkpoint.stored_weights import StoredWeight, stored_weights
+from octavo.checkpoint.text_part import text_part
 from octavo.checkpoint.weight_format import WeightFormat
 from octavo.errors import CheckpointError, ModelError, UnsupportedModelError
 
@@ -39,11 +40,14 @@ class FolderHeader:
 
     path: Path
     config: Mapping[str, Any]
-    """config.json; its `quantization_config` may come from a file beside it."""
+    """config.json, or its part about the language model; `quantization_config` may come from a
+    file beside it."""
     generation_config: Mapping[str, Any]
     """generation_config.json, empty if there is none."""
     tensors: Mapping[str, SafetensorsTensor]
-    """By name, file by file in the order in which they lie."""
+    """By the name of a language model alone, file by file in the order in which they lie."""
+    left_out: str = ""
+    """What of the folder is not read, as a sentence: the parts that are no language model."""
 
     @property
     def architecture(self) -> str:
@@ -160,11 +164,13 @@ def read_folder_header(path: Path) -> FolderHeader:
         )
     if not any(config.get(key) for key in CONFIG_KEYS):
         config |= _legacy_quantization(path)
+    part = text_part(config, _read_tensors(path))
     return FolderHeader(
         path=path,
-        config=config,
+        config=part.config,
         generation_config=_read_json(path / "generation_config.json") or {},
-        tensors=_read_tensors(path),
+        tensors=part.tensors,
+        left_out=part.left_out,
     )
 
 

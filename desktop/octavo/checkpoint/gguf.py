@@ -100,6 +100,11 @@ class GGUFHeader:
         return self._text("general.license")
 
     @property
+    def left_out(self) -> str:
+        """What of the model is not read, as a sentence; other parts have files of their own."""
+        return ""
+
+    @property
     def context_length(self) -> int:
         """In tokens; 0 if it is not stated."""
         length = self.metadata.get(f"{self.architecture}.context_length")

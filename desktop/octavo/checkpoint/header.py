@@ -9,8 +9,8 @@ from octavo.checkpoint.gguf_split import read_gguf_model
 from octavo.checkpoint.safetensors import unreadable
 
 CheckpointHeader: TypeAlias = GGUFHeader | FolderHeader
-"""Both have path, architecture, quantization, num_parameters, tensor_bytes, title, license and
-context_length."""
+"""Both have path, architecture, quantization, num_parameters, tensor_bytes, title, license,
+context_length and left_out."""
 
 
 def read_checkpoint(path: Path) -> CheckpointHeader:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from octavo.errors import InvalidSettingsError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+WEIGHTS = ("auto", "packed", "unpacked")
 KV_DTYPES = ("auto", "float16", "bfloat16", "float8_e4m3", "int8")
 
 
@@ -16,6 +17,9 @@ class EngineConfig:
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     dtype: str = "auto"
     """Of weights and activations; see `DTYPES`."""
+    weights: str = "auto"
+    """How matrices lie in memory: `packed` as the checkpoint stores them, `unpacked` to the type
+    of the activations, or `auto`: as there is room; see `WEIGHTS`."""
     kv_dtype: str = "auto"
     """Of cached keys and values, `auto` as weights; see `KV_DTYPES`."""
     block_size: int = 16
@@ -34,6 +38,10 @@ class EngineConfig:
         if self.dtype not in DTYPES:
             raise InvalidSettingsError(
                 f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}."
+            )
+        if self.weights not in WEIGHTS:
+            raise InvalidSettingsError(
+                f"weights is {self.weights!r}; it must be one of {', '.join(WEIGHTS)}."
             )
         if self.kv_dtype not in KV_DTYPES:
             raise InvalidSettingsError(

@@ -19,3 +19,5 @@ class LoadReport:
     """Why that, as a sentence."""
     weights_note: str
     """How the weights lie in memory, as a sentence."""
+    left_out_note: str = ""
+    """What of the checkpoint is not used, as a sentence; empty: nothing."""

@@ -56,6 +56,7 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
         executor=executor.name,
         executor_reason=executor.reason,
         weights_note=_weights_note(model_config, plan),
+        left_out_note=header.left_out,
     )
     logger.info("Loaded %s in %.2f s on %s", path.name, report.load_s, plan.device.name)
     return engine, report
@@ -89,6 +90,11 @@ def assemble_engine(
 
 
 def _weights_note(model_config: ModelConfig, plan: MemoryPlan) -> str:
+    if plan.keeps_packed:
+        return (
+            f"The file's {model_config.quantization} weights stay packed as they are stored;"
+            f" each step unpacks them anew and computes in {plan.dtype}."
+        )
     return (
         f"The file's {model_config.quantization} weights are unpacked to {plan.dtype} in memory"
         " and computed in it."

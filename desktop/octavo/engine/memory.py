@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
 from octavo.engine.kv_groups import KVGroup, kv_groups, most_window_blocks, num_blocks_for
-from octavo.engine.model_config import ModelConfig
+from octavo.engine.model_config import ModelConfig, StoredSizes
 from octavo.errors import InsufficientMemoryError
 from octavo.units import format_bytes, format_count
 
@@ -25,13 +25,21 @@ MAX_GATHERED_TOKENS = 8192
 """Cached tokens gathered for one attention call, unless a single sequence is longer."""
 MAX_ATTENTION_SCORES = 2**25
 """Query-key pairs times heads of one attention call of a prefill chunk."""
+UNPACKED_SLAB_ELEMENTS = 2**20
+"""Values of a packed matrix that are unpacked at a time, unless a single row is longer."""
+UNPACKED_DEVICE_SLAB_ELEMENTS = 2**23
+"""The same on an accelerator, where few large steps are faster."""
 PROMPT_LOGPROB_ROWS = 64
 """Prompt positions projected onto the vocabulary at a time."""
 SAMPLED_ROWS = 4
 """Sequences that draw a random token at a time."""
+_UNPACKING_BYTES_PER_ELEMENT = 24
+"""Integers, scales of each value and products, in the widest of the formats."""
 _SAMPLER_BYTES_PER_LOGIT = 40
 _LIBRARY_BYTES = 48 * 2**20
 """What torch and its matrix libraries keep for themselves once they have run."""
+
+_WEIGHTS, _UNPACKED_WEIGHTS = "Weights", "Unpacked weights"
 
 _GIB = 2**30
 
@@ -63,6 +71,8 @@ class MemoryPlan:
     most_blocks: int | None = None
     """What a sequence of any length needs at most in the first group, if that has a window and
     room for so many; None: the longer the sequence, the more."""
+    keeps_packed: bool = False
+    """Whether matrices lie in memory as the checkpoint stores them."""
     chosen_kv_dtype: str = "auto"
     """Of cached keys and values; `auto`: as `dtype`."""
 
@@ -121,48 +131,86 @@ def decode_graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
 
 
 def plan_memory(model: ModelConfig, config: EngineConfig, device: Device) -> MemoryPlan:
-    """Plans a load: data type, size of the KV cache, and the sum of it all.
+    """Plans a load: data type, how the weights lie, size of the KV cache, and the sum of it all.
 
     The plan may not fit; `fits` says so, and `remedies` what would help.
     """
-    plan = _plan_in(_choose_dtype(model, config, device), model, config, device)
-    if plan.fits:
-        return plan
-    return dataclasses.replace(plan, remedies=_remedies(plan, model, config))
+    plan = None
+    for keeps_packed in _packings(config):
+        for dtype in _dtypes(config, device):
+            plan = _plan_in(dtype, model, config, device, keeps_packed=keeps_packed)
+            if _has_room(plan, config):
+                return plan
+    assert plan is not None
+    # The last is the smallest.
+    return plan if plan.fits else dataclasses.replace(plan, remedies=_remedies(plan, model, config))
 
 
-def _choose_dtype(model: ModelConfig, config: EngineConfig, device: Device) -> str:
+def _packings(config: EngineConfig) -> tuple[bool, ...]:
+    """Whether to keep the weights packed, what is better first.
+
+    Plain torch unpacks a packed matrix anew each time it multiplies, which takes several times as
+    long as the product. So unpacked weights are better wherever there is room for them.
+    """
+    if config.weights == "auto":
+        return (False, True)
+    return (config.weights == "packed",)
+
+
+def _dtypes(config: EngineConfig, device: Device) -> tuple[str, ...]:
+    """Data types to try, what is better first."""
     if config.dtype != "auto":
-        return config.dtype
+        return (config.dtype,)
     if device.kind == "cuda":
         capability = device.compute_capability
-        return "bfloat16" if capability is None or capability >= (8, 0) else "float16"
-    # float32 is exact, and twice as large; a person's other programs want room, too.
-    in_float32 = _plan_in("float32", model, config, device)
-    return "float32" if in_float32.total_bytes <= device.free_bytes * 3 // 4 else "bfloat16"
+        return ("bfloat16" if capability is None or capability >= (8, 0) else "float16",)
+    return ("float32", "bfloat16")
 
 
-def _plan_in(dtype: str, model: ModelConfig, config: EngineConfig, device: Device) -> MemoryPlan:
+def _has_room(plan: MemoryPlan, config: EngineConfig) -> bool:
+    """Whether a plan is good enough not to look at what comes after it."""
+    if plan.device.kind == "cuda" and not plan.keeps_packed:
+        # Weights must not starve the cache, which gets what they leave.
+        wanted = min(DEFAULT_CPU_SEQUENCES, config.max_num_seqs) * plan.max_model_len
+        return plan.fits and (plan.kv_tokens >= wanted or config.num_kv_blocks is not None)
+    if config.dtype == "auto" and plan.dtype == "float32":
+        # float32 is exact, and twice as large; a person's other programs want room, too.
+        return plan.total_bytes <= plan.free_bytes * 3 // 4
+    return plan.fits
+
+
+def _plan_in(
+    dtype: str,
+    model: ModelConfig,
+    config: EngineConfig,
+    device: Device,
+    *,
+    keeps_packed: bool,
+) -> MemoryPlan:
     element_bytes = BYTES_PER_ELEMENT[dtype]
+    stored = model.stored if keeps_packed else None
+    unpacked_bytes = model.num_parameters * element_bytes
+    if stored is not None and stored.packed_bytes(element_bytes) >= unpacked_bytes:
+        # Plain numbers of the same type are the same either way, and multiplied faster unpacked.
+        stored = None
     max_model_len = model.max_position_embeddings
     if config.max_model_len is not None:
         max_model_len = min(max_model_len, config.max_model_len)
-    weights = MemoryItem(
-        "Weights",
-        model.num_parameters * element_bytes,
-        f"{model.num_parameters / 1e6:,.0f} million parameters in {dtype}",
-    )
+    weights = _weights(model, dtype, stored)
     workspace = MemoryItem(
         "Workspace",
-        _workspace_bytes(model, config, device, max_model_len, dtype),
+        _workspace_bytes(model, config, device, max_model_len, dtype)
+        + (_unpacking_bytes(model, device) if stored else 0),
         f"one step of up to {config.max_num_batched_tokens} tokens"
-        f" and {config.max_num_seqs} sequences",
+        f" and {config.max_num_seqs} sequences"
+        + (", and the part of a matrix that is unpacked" if stored else ""),
     )
     reserve = _reserve(device)
     groups = kv_groups(model, max_model_len)
     kv_dtype = dtype if config.kv_dtype == "auto" else config.kv_dtype
     block_bytes = [_block_bytes(model, group, config.block_size, kv_dtype) for group in groups]
-    rest_bytes = device.free_bytes - weights.num_bytes - workspace.num_bytes - reserve.num_bytes
+    fixed_bytes = sum(item.num_bytes for item in (*weights, workspace, reserve))
+    rest_bytes = device.free_bytes - fixed_bytes
     num_blocks = _num_blocks(config, device, groups, max_model_len, rest_bytes, block_bytes)
     kv_cache = MemoryItem(
         "KV cache",
@@ -173,14 +221,39 @@ def _plan_in(dtype: str, model: ModelConfig, config: EngineConfig, device: Devic
     return MemoryPlan(
         device=device,
         dtype=dtype,
-        items=(weights, kv_cache, workspace, reserve),
+        items=(*weights, kv_cache, workspace, reserve),
         num_kv_blocks=num_blocks[0],
         block_size=config.block_size,
         max_model_len=max_model_len,
         num_window_blocks=num_blocks[1:],
         most_blocks=most if groups[0].window is not None and num_blocks[0] > most else None,
+        keeps_packed=stored is not None,
         chosen_kv_dtype=config.kv_dtype,
     )
+
+
+def _weights(model: ModelConfig, dtype: str, stored: StoredSizes | None) -> tuple[MemoryItem, ...]:
+    """As they are stored, or unpacked (`stored` is None)."""
+    element_bytes = BYTES_PER_ELEMENT[dtype]
+    parameters = f"{model.num_parameters / 1e6:,.0f} million parameters"
+    if stored is None:
+        num_bytes = model.num_parameters * element_bytes
+        return (MemoryItem(_WEIGHTS, num_bytes, f"{parameters} in {dtype}"),)
+    dense_bytes = stored.dense_bytes(element_bytes)
+    packed_bytes = stored.packed_bytes(element_bytes) - dense_bytes
+    return (
+        MemoryItem(_WEIGHTS, packed_bytes, f"{parameters}, packed as stored: {model.quantization}"),
+        MemoryItem(_UNPACKED_WEIGHTS, dense_bytes, f"norms and the like in {dtype}"),
+    )
+
+
+def _unpacking_bytes(model: ModelConfig, device: Device) -> int:
+    """What one slab of a packed matrix takes while it is unpacked."""
+    slab_elements = (
+        UNPACKED_SLAB_ELEMENTS if device.kind == "cpu" else UNPACKED_DEVICE_SLAB_ELEMENTS
+    )
+    longest_row = max(model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim)
+    return max(slab_elements, longest_row) * _UNPACKING_BYTES_PER_ELEMENT
 
 
 def _block_bytes(model: ModelConfig, group: KVGroup, block_size: int, kv_dtype: str) -> int:
@@ -297,17 +370,29 @@ def _remedies(plan: MemoryPlan, model: ModelConfig, config: EngineConfig) -> tup
     length = plan.max_model_len // 2
     while length >= MIN_CONTEXT_TOKENS:
         shorter = dataclasses.replace(config, max_model_len=length)
-        if _plan_in(plan.dtype, model, shorter, device).fits:
+        if _plan_in(plan.dtype, model, shorter, device, keeps_packed=plan.keeps_packed).fits:
             remedies.append(f"Shorten the context to {length:,} tokens.")
             break
         length //= 2
-    if plan.dtype == "float32" and _plan_in("bfloat16", model, config, device).fits:
-        remedies.append("Choose bfloat16, which halves weights and KV cache.")
+    if not plan.keeps_packed:
+        packed = _plan_in(plan.dtype, model, config, device, keeps_packed=True)
+        if packed.keeps_packed and packed.fits:
+            remedies.append("Keep the weights packed, which is slower.")
+    if plan.dtype == "float32":
+        in_half = _plan_in("bfloat16", model, config, device, keeps_packed=plan.keeps_packed)
+        if in_half.fits:
+            halved = "the KV cache" if plan.keeps_packed else "weights and KV cache"
+            remedies.append(f"Choose bfloat16, which halves {halved}.")
     missing_bytes = plan.total_bytes - plan.free_bytes
     remedies.append(f"Close other programs to free {format_bytes(missing_bytes)} more.")
-    # Quantised weights are unpacked, so what counts is the number of parameters, not the file.
-    fixed_bytes = plan.total_bytes - plan.items[0].num_bytes
-    parameters = (plan.free_bytes - fixed_bytes) // BYTES_PER_ELEMENT["bfloat16"]
+    weights_bytes = sum(
+        item.num_bytes for item in plan.items if item.name in (_WEIGHTS, _UNPACKED_WEIGHTS)
+    )
+    room_bytes = plan.free_bytes - (plan.total_bytes - weights_bytes)
+    parameters = room_bytes // BYTES_PER_ELEMENT["bfloat16"]
+    if plan.keeps_packed:
+        # Of a model that is quantised as this one is.
+        parameters = room_bytes * model.num_parameters // weights_bytes
     if parameters >= 50e6:
         remedies.append(f"Or choose a model of at most {format_count(parameters)} parameters.")
     return tuple(remedies)

@@ -1,5 +1,6 @@
 """`ModelConfig`: the numbers of a model's architecture, whatever checkpoint they come from."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from octavo.checkpoint.gguf import GGMLType
@@ -89,6 +90,54 @@ class MoEConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredSizes:
+    """What a checkpoint's weights are, and what they take as they are stored."""
+
+    quantized_elements: int = 0
+    """Values of matrices in quantised formats."""
+    quantized_bytes: int = 0
+    """Of those, scales and zero points included."""
+    wide_elements: int = 0
+    """Values of matrices in float32."""
+    half_elements: int = 0
+    """Values of matrices in float16 or bfloat16."""
+    vector_elements: int = 0
+    """All others: norms, biases."""
+
+    @classmethod
+    def of(cls, weights: Iterable[tuple[int, int, int, bool]]) -> "StoredSizes":
+        """Adds up weights.
+
+        Args:
+            weights: of each, its number of dimensions, of values and of bytes, and whether it is
+                quantised.
+        """
+        sizes = dict.fromkeys(("quantized", "bytes", "wide", "half", "vector"), 0)
+        for num_dimensions, num_elements, num_bytes, is_quantized in weights:
+            if is_quantized and num_dimensions > 1:
+                sizes["quantized"] += num_elements
+                sizes["bytes"] += num_bytes
+            elif num_dimensions > 1:
+                sizes["half" if num_bytes < 4 * num_elements else "wide"] += num_elements
+            else:
+                sizes["vector"] += num_elements
+        return cls(*sizes.values())
+
+    def packed_bytes(self, element_bytes: int) -> int:
+        """In memory, with matrices as they are stored: plain ones never above the model's type.
+
+        Args:
+            element_bytes: of the model's type.
+        """
+        half = self.half_elements * min(2, element_bytes)
+        return self.quantized_bytes + half + self.dense_bytes(element_bytes)
+
+    def dense_bytes(self, element_bytes: int) -> int:
+        """The part of `packed_bytes` that is unpacked to the model's type at load."""
+        return (self.wide_elements + self.vector_elements) * element_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The shape of a decoder, and what is worth showing about its checkpoint."""
 
@@ -141,6 +190,8 @@ class ModelConfig:
     has_sinks: bool = False
     """Whether each head has a learned score of no key."""
     moe: MoEConfig | None = None
+    stored: StoredSizes | None = None
+    """What keeping the weights packed takes; None: it is not known."""
     weight_format: WeightFormat | None = None
     """How a folder's weights are quantised; None: they are not, or each tensor says it itself."""
 

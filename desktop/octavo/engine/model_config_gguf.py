@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from octavo.checkpoint.gguf import GGUFHeader
+from octavo.checkpoint.gguf import BLOCK_LAYOUT, GGUFHeader
 from octavo.checkpoint.gguf_names import EMBEDDING_TENSOR, OUTPUT_TENSOR, ROPE_FACTORS_TENSOR
 from octavo.engine.families import FAMILIES, Family
 from octavo.engine.model_config import (
@@ -14,6 +14,7 @@ from octavo.engine.model_config import (
     ModelConfig,
     MoEConfig,
     RopeConfig,
+    StoredSizes,
     unsupported_type,
 )
 from octavo.errors import CheckpointError, UnsupportedModelError
@@ -105,6 +106,15 @@ class _GGUFReader:
             num_parameters=self._header.num_parameters,
             checkpoint_bytes=self._header.tensor_bytes,
             quantization=self._header.quantization,
+            stored=StoredSizes.of(
+                (
+                    len(tensor.shape),
+                    tensor.num_elements,
+                    tensor.num_bytes,
+                    BLOCK_LAYOUT[tensor.ggml_type][0] > 1,
+                )
+                for tensor in tensors.values()
+            ),
             attention_bias="blk.0.attn_q.bias" in tensors or "blk.0.attn_qkv.bias" in tensors,
             attention_output_bias="blk.0.attn_output.bias" in tensors,
             attention_scale=self._attention_scale(num_layers, hidden_size, num_heads),

@@ -3,7 +3,7 @@
 from octavo.checkpoint.folder import FolderHeader
 from octavo.engine.config_values import ConfigValues, short
 from octavo.engine.families import BY_MODEL_TYPE, FAMILIES, Family
-from octavo.engine.model_config import ModelConfig, MoEConfig
+from octavo.engine.model_config import ModelConfig, MoEConfig, StoredSizes
 from octavo.engine.rope_config_hf import read_ropes
 from octavo.errors import CheckpointError, UnsupportedModelError
 
@@ -94,6 +94,15 @@ class _FamilyReader:
             num_parameters=self._header.num_parameters,
             checkpoint_bytes=self._header.tensor_bytes,
             quantization=self._header.quantization,
+            stored=StoredSizes.of(
+                (
+                    2 if weight.format is not None else len(weight.main.shape),
+                    weight.num_elements,
+                    weight.num_bytes,
+                    weight.format is not None,
+                )
+                for weight in self._weights.values()
+            ),
             attention_bias=self._bias(family.qkv_bias, "attention_bias", "qkv_bias"),
             attention_output_bias=self._bias(family.output_bias, "attention_bias"),
             attention_scale=self._attention_scale(),

@@ -13,7 +13,8 @@ from octavo.checkpoint.gguf_names import FREQ_FACTORS
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_config_gguf import model_config_from_gguf
 from octavo.engine.weights import gguf as weights_gguf
-from octavo.engine.weights.gguf import iter_gguf_weights
+from octavo.engine.weights.gguf import GGUFWeights, iter_gguf_weights
+from octavo.engine.weights.pieces import PackedTarget
 from octavo.errors import CheckpointError, OctavoError, StorageError, UnsupportedModelError
 from tests.support.gguf_files import Array, RopeScaling, TinyLlama, permute, write_gguf
 
@@ -24,7 +25,22 @@ def opened(path: Path) -> tuple[GGUFHeader, ModelConfig]:
 
 
 def read_all(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    return dict(iter_gguf_weights(*opened(path), dtype))
+    """Every weight, which says the same if it is kept packed."""
+    loaded = dict(iter_gguf_weights(*opened(path), dtype))
+    for name, weight in loaded.items():
+        if weight.ndim == 2:
+            assert torch.equal(read_packed(path, name, dtype), weight), name
+    return loaded
+
+
+def read_packed(
+    path: Path, name: str, dtype: torch.dtype, shape: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """One matrix, unpacked after it was read as it is stored."""
+    weights = GGUFWeights(*opened(path))
+    target = PackedTarget(shape or weights.tensors[name].shape, dtype, torch.device("cpu"))
+    packed = weights.read_packed(name, target)
+    return packed if isinstance(packed, torch.Tensor) else packed.unpack(dtype)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +158,46 @@ def test_values_that_float16_cannot_hold_are_found(tmp_path: Path) -> None:
     assert read_all(path, torch.bfloat16)
     with pytest.raises(CheckpointError, match="float16"):
         read_all(path, torch.float16)
+
+
+def with_block(
+    path: Path, name: str, row: int, column: int, values: torch.Tensor, kind: GGMLType
+) -> Path:
+    """A file in which one matrix has these bytes at one place."""
+    model = TinyLlama(ggml_type=kind)
+    tensors = model.tensors()
+    raw = values.view(torch.uint8).numpy()
+    tensors[name][1][row, column : column + len(raw)] = raw
+    return write_gguf(path, model.metadata(), tensors)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", [GGMLType.Q8_0, GGMLType.BF16], ids=lambda kind: kind.name)
+def test_packed_values_that_are_not_finite_are_found(
+    tmp_path: Path, value: float, kind: GGMLType
+) -> None:
+    dtype = torch.bfloat16 if kind is GGMLType.BF16 else torch.float16
+    spoilt = torch.tensor([value], dtype=dtype)
+    path = with_block(tmp_path / "tiny.gguf", "blk.1.ffn_up.weight", 3, 34, spoilt, kind)
+    with pytest.raises(CheckpointError, match=r"'blk\.1\.ffn_up\.weight'.*NaN") as caught:
+        read_packed(path, "model.layers.1.mlp.up_proj.weight", torch.float32)
+    assert caught.value.tensor == "blk.1.ffn_up.weight"
+    assert caught.value.path == path
+
+
+def test_packed_values_that_float16_cannot_hold_are_found(tmp_path: Path) -> None:
+    large = torch.tensor([60000.0], dtype=torch.float16)
+    path = with_block(tmp_path / "t.gguf", "blk.1.ffn_up.weight", 3, 34, large, GGMLType.Q8_0)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert read_packed(path, name, torch.bfloat16).isfinite().all()
+    with pytest.raises(CheckpointError, match="float16"):
+        read_packed(path, name, torch.float16)
+
+
+def test_packed_weights_of_another_shape_say_both(tmp_path: Path) -> None:
+    path = TinyLlama(ggml_type=GGMLType.Q8_0).write(tmp_path / "tiny.gguf")
+    with pytest.raises(CheckpointError, match=r"\[96, 64\] instead of \[64, 96\]"):
+        read_packed(path, "model.layers.1.mlp.up_proj.weight", torch.float32, (64, 96))
 
 
 def test_factors_of_zero_are_refused(tmp_path: Path) -> None:

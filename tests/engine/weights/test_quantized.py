@@ -13,7 +13,8 @@ from torch import Tensor
 from octavo.checkpoint.quantization_config import read_weight_format
 from octavo.checkpoint.safetensors import read_safetensors_header
 from octavo.checkpoint.stored_weights import stored_weights
-from octavo.engine.weights.quantized import read_quantized_into
+from octavo.engine.weights.pieces import PackedTarget
+from octavo.engine.weights.quantized import read_packed_linear, read_quantized_into
 from octavo.errors import CheckpointError, UnsupportedModelError
 from tests.support.quantized_folders import Quantizer, gptq, kind_named
 
@@ -22,12 +23,20 @@ STATE = "weight.quant_state.bitsandbytes__nf4"
 Change = Callable[[dict[str, Tensor]], object]
 
 
+@pytest.fixture(params=["unpacked", "packed"])
+def way(request: pytest.FixtureRequest) -> str:
+    """How the weight is to lie in memory."""
+    name: str = request.param
+    return name
+
+
 def read(
     folder: Path,
     kind: str,
     change: Change,
     shape: tuple[int, ...] = SHAPE,
     dtype: torch.dtype = torch.float32,
+    way: str = "unpacked",
 ) -> Tensor:
     """What comes of one layer's tensors after a change to them."""
     tensors, _ = kind_named(kind).packed(*SHAPE)
@@ -36,9 +45,12 @@ def read(
     save_file({f"layer.{role}": tensor.contiguous() for role, tensor in tensors.items()}, path)
     config = {"quantization_config": dict(kind_named(kind).config)}
     weights = stored_weights(read_safetensors_header(path), read_weight_format(config, "tiny"))
-    out = torch.empty(shape, dtype=dtype)
     linear = weights["layer.weight"].format
     assert linear is not None
+    if way == "packed":
+        target = PackedTarget(shape, dtype, torch.device("cpu"))
+        return read_packed_linear(weights["layer.weight"], linear, target).unpack(dtype)
+    out = torch.empty(shape, dtype=dtype)
     read_quantized_into(weights["layer.weight"], linear, out)
     return out
 
@@ -116,25 +128,25 @@ def with_state(**changes: object) -> Change:
     ],
 )  # fmt: skip
 def test_wrong_tensors_are_named(
-    tmp_path: Path, kind: str, change: Change, tensor: str, words: str
+    tmp_path: Path, kind: str, change: Change, tensor: str, words: str, way: str
 ) -> None:
     with pytest.raises(CheckpointError, match=words) as caught:
-        read(tmp_path, kind, change)
+        read(tmp_path, kind, change, way=way)
     assert caught.value.tensor == f"layer.{tensor}"
     assert caught.value.path == tmp_path / "model.safetensors"
     assert caught.value.hint
 
 
-def test_weight_of_another_shape_says_both(tmp_path: Path) -> None:
+def test_weight_of_another_shape_says_both(tmp_path: Path, way: str) -> None:
     with pytest.raises(CheckpointError, match=r"\[12, 64\] instead of \[8, 96\]"):
-        read(tmp_path, "gptq 4 bit v1", lambda tensors: None, (96, 64))
+        read(tmp_path, "gptq 4 bit v1", lambda tensors: None, (96, 64), way=way)
 
 
-def test_values_too_large_for_float16_are_noticed(tmp_path: Path) -> None:
+def test_values_too_large_for_float16_are_noticed(tmp_path: Path, way: str) -> None:
     change = put("weight_scale", lambda one: one.float() * 1e8)
-    assert read(tmp_path, "ct int4 group", change).isfinite().all()
+    assert read(tmp_path, "ct int4 group", change, way=way).isfinite().all()
     with pytest.raises(CheckpointError, match="infinite in float16"):
-        read(tmp_path, "ct int4 group", change, dtype=torch.float16)
+        read(tmp_path, "ct int4 group", change, dtype=torch.float16, way=way)
 
 
 def test_tensor_of_another_format_is_refused(tmp_path: Path) -> None:
@@ -187,3 +199,7 @@ def test_absurd_groups_take_no_memory(tmp_path: Path, kind: str, group: str) -> 
     out = torch.full(SHAPE, torch.nan)
     read_quantized_into(weight, weight.format, out)
     assert out.isfinite().all()
+    target = PackedTarget(SHAPE, torch.float32, torch.device("cpu"))
+    packed = read_packed_linear(weight, weight.format, target)
+    assert torch.equal(packed.unpack(torch.float32), out)
+    assert packed.num_bytes < 2 * weight.num_bytes

@@ -166,6 +166,13 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help=f"auto, float32, bfloat16 or float16; default: the settings' ({engine.dtype})",
     )
     group.add_argument(
+        "--weights",
+        metavar="HOW",
+        help="how matrices lie in memory: packed (as the file stores them: small, slow), unpacked"
+        " (to --dtype: large, fast) or auto (unpacked where there is room);"
+        f" default: the settings' ({engine.weights})",
+    )
+    group.add_argument(
         "--kv-dtype",
         metavar="NAME",
         help="of cached keys and values: auto (as --dtype), float16, bfloat16, float8_e4m3 or int8;"

@@ -18,7 +18,13 @@ class Attention(nn.Module):
     sinks: nn.Parameter | None
 
     def __init__(
-        self, config: ModelConfig, layer: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        layer: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        keeps_packed: bool = False,
     ) -> None:
         super().__init__()
         num_heads, num_kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
@@ -35,6 +41,7 @@ class Attention(nn.Module):
             bias=config.attention_bias,
             dtype=dtype,
             device=device,
+            keeps_packed=keeps_packed,
         )
         self.q_proj, self.k_proj, self.v_proj = self._qkv.parts
         self.o_proj = Linear(
@@ -43,6 +50,7 @@ class Attention(nn.Module):
             bias=config.attention_output_bias,
             dtype=dtype,
             device=device,
+            keeps_packed=keeps_packed,
         )
         self.q_norm = self.k_norm = None
         self._norms_heads = config.qk_norm == "head"

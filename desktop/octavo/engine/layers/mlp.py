@@ -39,6 +39,7 @@ class GatedMLP(nn.Module):
         bias: bool = False,
         dtype: torch.dtype,
         device: torch.device,
+        keeps_packed: bool = False,
     ) -> None:
         super().__init__()
         self._activation = activation
@@ -48,10 +49,16 @@ class GatedMLP(nn.Module):
             bias=bias,
             dtype=dtype,
             device=device,
+            keeps_packed=keeps_packed,
         )
         self.gate_proj, self.up_proj = self._gate_up.parts
         self.down_proj = Linear(
-            intermediate_size, hidden_size, bias=bias, dtype=dtype, device=device
+            intermediate_size,
+            hidden_size,
+            bias=bias,
+            dtype=dtype,
+            device=device,
+            keeps_packed=keeps_packed,
         )
 
     @property

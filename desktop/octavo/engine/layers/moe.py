@@ -6,15 +6,15 @@ shared expert).
 
 import torch
 from torch import nn
-from torch.nn import functional
 
-from octavo.engine.layers.linear import Linear, parameter
+from octavo.engine.layers.linear import Linear, linear, matrix_parameter, parameter
 from octavo.engine.layers.mlp import GatedMLP, apply_gate
 from octavo.engine.model_config import ModelConfig
+from octavo.engine.quantization.packed import PackedWeight
 
 
 class Experts(nn.Module):
-    """The matrices of all experts, stacked."""
+    """The matrices of all experts, stacked; those that are kept packed are a list."""
 
     gate_proj_bias: nn.Parameter | None
     up_proj_bias: nn.Parameter | None
@@ -29,32 +29,52 @@ class Experts(nn.Module):
         bias: bool = False,
         dtype: torch.dtype,
         device: torch.device,
+        keeps_packed: bool = False,
     ) -> None:
         super().__init__()
-        shape = (num_experts, intermediate_size, hidden_size)
-        self.gate_proj = parameter(*shape, dtype=dtype, device=device)
-        self.up_proj = parameter(*shape, dtype=dtype, device=device)
-        self.down_proj = parameter(
-            num_experts, hidden_size, intermediate_size, dtype=dtype, device=device
-        )
+        self.device = device
+        self.packed: dict[str, list[torch.Tensor | PackedWeight]] = {}
+        """By the name of their parameter, of each expert; empty: the parameters hold them."""
+
+        def stacked(rows: int, columns: int) -> nn.Parameter:
+            return matrix_parameter(
+                num_experts, rows, columns, dtype=dtype, device=device, keeps_packed=keeps_packed
+            )
+
+        self.gate_proj = stacked(intermediate_size, hidden_size)
+        self.up_proj = stacked(intermediate_size, hidden_size)
+        self.down_proj = stacked(hidden_size, intermediate_size)
         for name, size in (
             ("gate_proj_bias", intermediate_size),
             ("up_proj_bias", intermediate_size),
             ("down_proj_bias", hidden_size),
         ):
-            stacked = parameter(num_experts, size, dtype=dtype, device=device) if bias else None
-            self.register_parameter(name, stacked)
+            biases = parameter(num_experts, size, dtype=dtype, device=device) if bias else None
+            self.register_parameter(name, biases)
+
+    def put(self, name: str, index: int, matrix: torch.Tensor | PackedWeight) -> None:
+        """As `KeepsPacked` says."""
+        stacked = getattr(self, name)
+        self.packed.setdefault(name, list(stacked))[index] = matrix
 
     def forward(self, expert: int, hidden: torch.Tensor, activation: str) -> torch.Tensor:
         """[num_tokens, hidden_size] through one expert."""
-        gate = functional.linear(hidden, self.gate_proj[expert], _row(self.gate_proj_bias, expert))
-        up = functional.linear(hidden, self.up_proj[expert], _row(self.up_proj_bias, expert))
-        gated = apply_gate(gate, up, activation)
-        return functional.linear(gated, self.down_proj[expert], _row(self.down_proj_bias, expert))
+        gate = self._project("gate_proj", expert, hidden)
+        up = self._project("up_proj", expert, hidden)
+        return self._project("down_proj", expert, apply_gate(gate, up, activation))
 
+    def matrix(self, name: str, expert: int) -> torch.Tensor | PackedWeight:
+        """[out_features, in_features]: one of the matrices of one expert."""
+        matrices = self.packed.get(name)
+        if matrices is not None:
+            return matrices[expert]
+        stacked: torch.Tensor = getattr(self, name)
+        return stacked[expert]
 
-def _row(biases: torch.Tensor | None, expert: int) -> torch.Tensor | None:
-    return None if biases is None else biases[expert]
+    def _project(self, name: str, expert: int, inputs: torch.Tensor) -> torch.Tensor:
+        biases: torch.Tensor | None = getattr(self, f"{name}_bias")
+        bias = None if biases is None else biases[expert]
+        return linear(inputs, self.matrix(name, expert), bias)
 
 
 class MoE(nn.Module):
@@ -67,7 +87,14 @@ class MoE(nn.Module):
     shared_expert: GatedMLP | None
     shared_expert_gate: Linear | None
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        keeps_packed: bool = False,
+    ) -> None:
         super().__init__()
         assert config.moe is not None
         self._moe = config.moe
@@ -78,6 +105,7 @@ class MoE(nn.Module):
             bias=config.moe.has_biases,
             dtype=dtype,
             device=device,
+            keeps_packed=keeps_packed,
         )
         self.experts = Experts(
             config.moe.num_experts,
@@ -86,6 +114,7 @@ class MoE(nn.Module):
             bias=config.moe.has_biases,
             dtype=dtype,
             device=device,
+            keeps_packed=keeps_packed,
         )
         self.shared_expert = self.shared_expert_gate = None
         if config.moe.shared_intermediate_size:
@@ -95,8 +124,11 @@ class MoE(nn.Module):
                 activation=config.activation,
                 dtype=dtype,
                 device=device,
+                keeps_packed=keeps_packed,
             )
-            self.shared_expert_gate = Linear(config.hidden_size, 1, dtype=dtype, device=device)
+            self.shared_expert_gate = Linear(
+                config.hidden_size, 1, dtype=dtype, device=device, keeps_packed=keeps_packed
+            )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden_size], type kept."""

@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from octavo.engine.attention.base import AttentionStep, LayerCache
 from octavo.engine.kv_cache import KVCache
@@ -26,7 +25,13 @@ class DecoderLayer(nn.Module):
     mlp: GatedMLP | MoE
 
     def __init__(
-        self, config: ModelConfig, layer: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        layer: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        keeps_packed: bool = False,
     ) -> None:
         super().__init__()
 
@@ -36,14 +41,16 @@ class DecoderLayer(nn.Module):
         self._residual_scale = config.residual_scale
         placement = config.norm_placement
         self.input_layernorm = norm() if placement != "after" else None
-        self.self_attn = Attention(config, layer, dtype=dtype, device=device)
+        self.self_attn = Attention(
+            config, layer, dtype=dtype, device=device, keeps_packed=keeps_packed
+        )
         # Checkpoints call the norm before the feed-forward by this name where it is the only one.
         self.post_attention_layernorm = norm()
         self.pre_feedforward_layernorm = norm() if placement == "around" else None
         self.post_feedforward_layernorm = norm() if placement != "before" else None
         self._norms_after = placement != "before"
         if config.moe is not None and layer not in config.moe.dense_layers:
-            self.mlp = MoE(config, dtype=dtype, device=device)
+            self.mlp = MoE(config, dtype=dtype, device=device, keeps_packed=keeps_packed)
         else:
             self.mlp = GatedMLP(
                 config.hidden_size,
@@ -52,6 +59,7 @@ class DecoderLayer(nn.Module):
                 bias=config.mlp_bias,
                 dtype=dtype,
                 device=device,
+                keeps_packed=keeps_packed,
             )
 
     def forward(
@@ -93,7 +101,13 @@ class DecoderStack(nn.Module):
     """Embedding, layers and the last norm: what checkpoints call `model`."""
 
     def __init__(
-        self, config: ModelConfig, *, max_model_len: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        *,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        keeps_packed: bool = False,
     ) -> None:
         super().__init__()
         self.embed_tokens = Embedding(
@@ -102,6 +116,7 @@ class DecoderStack(nn.Module):
             scale=config.embedding_scale,
             dtype=dtype,
             device=device,
+            keeps_packed=keeps_packed,
         )
         self.rotary_emb = RotaryEmbedding(config.rope, max_model_len=max_model_len, device=device)
         self._local_rotary_emb = None
@@ -111,7 +126,7 @@ class DecoderStack(nn.Module):
             )
         self._has_window = [config.window(layer) is not None for layer in range(config.num_layers)]
         self.layers = nn.ModuleList(
-            DecoderLayer(config, layer, dtype=dtype, device=device)
+            DecoderLayer(config, layer, dtype=dtype, device=device, keeps_packed=keeps_packed)
             for layer in range(config.num_layers)
         )
         self.norm = _norm(config, dtype, device)
@@ -150,16 +165,34 @@ class Decoder(nn.Module):
     lm_head: Linear | None
 
     def __init__(
-        self, config: ModelConfig, *, max_model_len: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        *,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        keeps_packed: bool = False,
     ) -> None:
         super().__init__()
         self._softcap = config.final_softcap
         self._logits_scale = config.logits_scale
-        self.model = DecoderStack(config, max_model_len=max_model_len, dtype=dtype, device=device)
+        self.model = DecoderStack(
+            config,
+            max_model_len=max_model_len,
+            dtype=dtype,
+            device=device,
+            keeps_packed=keeps_packed,
+        )
         # Tied models project with the embedding; then there is no such parameter to load.
         self.lm_head = None
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype=dtype, device=device)
+            self.lm_head = Linear(
+                config.hidden_size,
+                config.vocab_size,
+                dtype=dtype,
+                device=device,
+                keeps_packed=keeps_packed,
+            )
 
     def forward(
         self,
@@ -187,7 +220,7 @@ class Decoder(nn.Module):
         if self.lm_head is not None:
             logits: torch.Tensor = self.lm_head(hidden)
         else:
-            logits = functional.linear(hidden, self.model.embed_tokens.weight)
+            logits = self.model.embed_tokens.project(hidden)
         return self.finish_logits(logits)
 
     def finish_logits(self, logits: torch.Tensor) -> torch.Tensor:
@@ -203,6 +236,8 @@ class Decoder(nn.Module):
 def build_model(config: ModelConfig, plan: MemoryPlan) -> Decoder:
     """Allocates a decoder as planned; its weights hold garbage until they are loaded.
 
+    Matrices that are kept packed get their memory when they are loaded.
+
     Raises:
         InsufficientMemoryError: the device has less memory than the plan found.
     """
@@ -212,6 +247,7 @@ def build_model(config: ModelConfig, plan: MemoryPlan) -> Decoder:
             max_model_len=plan.max_model_len,
             dtype=DTYPES[plan.dtype],
             device=torch.device(plan.device.torch_name),
+            keeps_packed=plan.keeps_packed,
         )
     except RuntimeError as error:  # torch has one class for this on the GPU, none on the CPU.
         raise InsufficientMemoryError(

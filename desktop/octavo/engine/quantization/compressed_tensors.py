@@ -1,5 +1,6 @@
 """Integers of compressed-tensors, packed or one a byte, with scales per group, row or tensor."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -7,10 +8,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from octavo.checkpoint.weight_format import WHOLE, LinearFormat
+from octavo.checkpoint.weight_format import WHOLE
 from octavo.engine.quantization.stored_linear import (
     Axis,
     LinearSource,
+    StoredIntegers,
     WrongValuesError,
     check_groups,
     unpack_words,
@@ -55,12 +57,27 @@ class PackedIntegersLinear:
             zeros = zeros.reshape(1, 1)
         return cls(
             main,
-            _rows_of_scale(source.companions["weight_scale"], source.format, start, stop),
+            _rows_of(source.companions["weight_scale"], source.format.group_size, start, stop),
             zeros,
             _group_indices(source.companions),
             source.shape[1],
             source.format.bits,
             source.format.group_size,
+        )
+
+    @property
+    def row_unit(self) -> int:
+        return 32 // self.bits
+
+    def rows(self, start: int, stop: int) -> Self:
+        zeros = self.weight_zero_point
+        if zeros is not None and self.group_size != WHOLE:
+            zeros = zeros[start // self.row_unit : -(-stop // self.row_unit)]
+        return dataclasses.replace(
+            self,
+            weight_packed=self.weight_packed[start:stop],
+            weight_scale=_rows_of(self.weight_scale, self.group_size, start, stop),
+            weight_zero_point=zeros,
         )
 
     def unpack(self) -> Tensor:
@@ -75,6 +92,19 @@ class PackedIntegersLinear:
         else:
             zeros = unpack_words(self.weight_zero_point, self.bits, 0)[: len(values)]
         return _scaled(values, self.weight_scale, zeros, self.group_size, self.weight_g_idx)
+
+    def integers(self) -> StoredIntegers:
+        """All of it as integers, zero points and scales."""
+        values = unpack_words(self.weight_packed, self.bits, 1)[:, : self.in_features]
+        half = 1 << (self.bits - 1)
+        if self.weight_zero_point is None:
+            zeros = torch.full_like(self.weight_scale, half)
+        elif self.group_size == WHOLE:
+            zeros = self.weight_zero_point.int() + half
+        else:
+            zeros = unpack_words(self.weight_zero_point, self.bits, 0)[: len(values)]
+        groups = _groups_of(values, self.group_size, self.weight_g_idx)
+        return StoredIntegers(values.to(torch.uint8), self.bits, zeros, self.weight_scale, groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +132,25 @@ class IntegersLinear:
         zeros = source.companions["weight_zero_point"] if source.format.has_zero_points else None
         return cls(
             main,
-            _rows_of_scale(source.companions["weight_scale"], source.format, start, stop),
-            None if zeros is None else _rows_of_scale(zeros, source.format, start, stop),
+            _rows_of(source.companions["weight_scale"], source.format.group_size, start, stop),
+            None if zeros is None else _rows_of(zeros, source.format.group_size, start, stop),
             _group_indices(source.companions),
             source.format.group_size,
+        )
+
+    @property
+    def row_unit(self) -> int:
+        return 1
+
+    def rows(self, start: int, stop: int) -> Self:
+        zeros = self.weight_zero_point
+        if zeros is not None:
+            zeros = _rows_of(zeros, self.group_size, start, stop)
+        return dataclasses.replace(
+            self,
+            weight=self.weight[start:stop],
+            weight_scale=_rows_of(self.weight_scale, self.group_size, start, stop),
+            weight_zero_point=zeros,
         )
 
     def unpack(self) -> Tensor:
@@ -114,11 +159,29 @@ class IntegersLinear:
             values, self.weight_scale, self.weight_zero_point, self.group_size, self.weight_g_idx
         )
 
+    def integers(self) -> StoredIntegers:
+        """All of it as integers from 0, zero points and scales."""
+        zeros = torch.full_like(self.weight_scale, 128, dtype=torch.int32)
+        if self.weight_zero_point is not None:
+            zeros += self.weight_zero_point
+        groups = _groups_of(self.weight, self.group_size, self.weight_g_idx)
+        values = (self.weight.short() + 128).to(torch.uint8)
+        return StoredIntegers(values, 8, zeros, self.weight_scale, groups)
 
-def _rows_of_scale(scale: Tensor, linear: LinearFormat, start: int, stop: int) -> Tensor:
-    if linear.group_size == WHOLE:
+
+def _groups_of(values: Tensor, group_size: int, g_idx: Tensor | None) -> Tensor:
+    """[in_features]: the group of each column of values."""
+    if g_idx is not None:
+        return g_idx
+    columns = torch.arange(values.shape[1], device=values.device)
+    return columns // group_size if group_size > 0 else torch.zeros_like(columns)
+
+
+def _rows_of(scale: Tensor, group_size: int, start: int, stop: int) -> Tensor:
+    """[stop - start, num_groups], or [1, 1] for all."""
+    if group_size == WHOLE:
         return scale.reshape(1, 1)
-    return scale[start:stop].reshape(stop - start, -1)
+    return scale.reshape(len(scale), -1)[start:stop]
 
 
 def _group_indices(companions: Mapping[str, Tensor]) -> Tensor | None:

@@ -1,5 +1,6 @@
 """8-bit floats with one scale per tensor, output feature or block of features."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -38,6 +39,17 @@ class Float8Linear:
             return cls(main, scale, rows, source.format.block_shape[1])
         scale = scale.reshape(-1, 1)
         return cls(main, scale if len(scale) == 1 else scale[start:stop], None, source.shape[1])
+
+    @property
+    def row_unit(self) -> int:
+        return 1
+
+    def rows(self, start: int, stop: int) -> Self:
+        weight = self.weight[start:stop]
+        if self.row_blocks is not None:
+            return dataclasses.replace(self, weight=weight, row_blocks=self.row_blocks[start:stop])
+        scale = self.scale if len(self.scale) == 1 else self.scale[start:stop]
+        return dataclasses.replace(self, weight=weight, scale=scale)
 
     def unpack(self) -> Tensor:
         values = self.weight.float()

@@ -4,7 +4,7 @@ A tensor is a row of blocks; each block holds 32 or 256 values and their scales.
 below take many blocks at once and write float32, because every scale is applied in float32.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 import torch
@@ -58,6 +58,21 @@ def dequantize_into(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> bool:
     Raises:
         UnsupportedModelError: the storage type is not one Octavo unpacks.
     """
+    is_finite = torch.ones((), dtype=torch.bool, device=out.device)
+    for target in _unpack_slabs(out, raw, ggml_type):
+        # One infinity or NaN makes the sum infinite or NaN; weights are far too small to do so.
+        is_finite &= torch.sum(target, dtype=torch.float32).isfinite()
+    return bool(is_finite)
+
+
+def unpack_blocks_into(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> None:
+    """As `dequantize_into`, of values that are known to be finite."""
+    for _ in _unpack_slabs(out, raw, ggml_type):
+        pass
+
+
+def _unpack_slabs(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> Iterator[Tensor]:
+    """Yields [num_blocks, block_elements], parts of `out`, each when it is filled."""
     unpack = UNPACKERS.get(ggml_type)
     if unpack is None:
         raise unsupported_type(ggml_type, "The tensor")
@@ -67,7 +82,6 @@ def dequantize_into(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> bool:
     assert len(values) == len(blocks), "raw has as many blocks as out"
     slab_elements = SLAB_ELEMENTS if out.device.type == "cpu" else DEVICE_SLAB_ELEMENTS
     slab_blocks = max(1, slab_elements // block_elements)
-    is_finite = torch.ones((), dtype=torch.bool, device=out.device)
     scratch = None
     if out.dtype != torch.float32:
         size = (min(slab_blocks, len(blocks)), block_elements)
@@ -81,12 +95,10 @@ def dequantize_into(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> bool:
             unpacked = scratch[: len(target)]
             unpack(source, unpacked)
             target.copy_(unpacked)
-        # One infinity or NaN makes the sum infinite or NaN; weights are far too small to do so.
-        is_finite &= torch.sum(target, dtype=torch.float32).isfinite()
-    return bool(is_finite)
+        yield target
 
 
-def _scale(blocks: Tensor, offset: int) -> Tensor:
+def block_scale(blocks: Tensor, offset: int) -> Tensor:
     """[num_blocks, 1], float32: the float16 at a place of each block."""
     return blocks[:, offset : offset + 2].contiguous().view(torch.float16).float()
 
@@ -108,13 +120,18 @@ def _shifts(device: torch.device, *bits: int) -> Tensor:
     return torch.tensor(bits, dtype=torch.uint8, device=device)[:, None]
 
 
-def _fifth_bits(packed: Tensor) -> Tensor:
+def bytes_apart(packed: Tensor, *shifts: int) -> Tensor:
+    """[..., len(shifts), n], uint8: [..., n] shifted right by each, the rest of the bits kept."""
+    return packed[..., None, :] >> _shifts(packed.device, *shifts)
+
+
+def fifth_bits(packed: Tensor) -> Tensor:
     """[num_blocks, 32], uint8: 16 where bit j of the four bytes is set, else 0."""
     bits = packed[:, :, None] >> _shifts(packed.device, *range(8))[:, 0]
     return (bits.flatten(1) & 1) << 4
 
 
-def _scales_and_minimums(packed: Tensor) -> tuple[Tensor, Tensor]:
+def scales_and_minimums(packed: Tensor) -> tuple[Tensor, Tensor]:
     """Takes apart the eight 6-bit scales and minimums of Q4_K and Q5_K.
 
     Args:
@@ -143,34 +160,34 @@ def _unpack_bf16(blocks: Tensor, out: Tensor) -> None:
 
 def _unpack_q4_0(blocks: Tensor, out: Tensor) -> None:
     _write_nibbles(blocks[:, 2:], out)
-    out.sub_(8).mul_(_scale(blocks, 0))
+    out.sub_(8).mul_(block_scale(blocks, 0))
 
 
 def _unpack_q4_1(blocks: Tensor, out: Tensor) -> None:
     _write_nibbles(blocks[:, 4:], out)
-    out.mul_(_scale(blocks, 0)).add_(_scale(blocks, 2))
+    out.mul_(block_scale(blocks, 0)).add_(block_scale(blocks, 2))
 
 
 def _unpack_q5_0(blocks: Tensor, out: Tensor) -> None:
     _write_nibbles(blocks[:, 6:], out)
-    out.add_(_fifth_bits(blocks[:, 2:6])).sub_(16).mul_(_scale(blocks, 0))
+    out.add_(fifth_bits(blocks[:, 2:6])).sub_(16).mul_(block_scale(blocks, 0))
 
 
 def _unpack_q5_1(blocks: Tensor, out: Tensor) -> None:
     _write_nibbles(blocks[:, 8:], out)
-    out.add_(_fifth_bits(blocks[:, 4:8])).mul_(_scale(blocks, 0)).add_(_scale(blocks, 2))
+    out.add_(fifth_bits(blocks[:, 4:8])).mul_(block_scale(blocks, 0)).add_(block_scale(blocks, 2))
 
 
 def _unpack_q8_0(blocks: Tensor, out: Tensor) -> None:
-    out.copy_(blocks[:, 2:].view(torch.int8)).mul_(_scale(blocks, 0))
+    out.copy_(blocks[:, 2:].view(torch.int8)).mul_(block_scale(blocks, 0))
 
 
 def _unpack_q2_k(blocks: Tensor, out: Tensor) -> None:
     # scales 16, quants 64, d 2, dmin 2
     scales = blocks[:, :16]
     crumbs = blocks[:, 16:80].reshape(-1, 2, 1, 32) >> _shifts(blocks.device, 0, 2, 4, 6)
-    factors = _scale(blocks, 80) * (scales & 0x0F)
-    minimums = _scale(blocks, 82) * (scales >> 4)
+    factors = block_scale(blocks, 80) * (scales & 0x0F)
+    minimums = block_scale(blocks, 82) * (scales >> 4)
     groups = out.view(-1, 16, 16)
     groups.copy_((crumbs & 3).view(-1, 16, 16))
     groups.mul_(factors[:, :, None]).sub_(minimums[:, :, None])
@@ -186,29 +203,29 @@ def _unpack_q3_k(blocks: Tensor, out: Tensor) -> None:
     low_scales = blocks[:, None, 96:104] >> _shifts(device, 0, 4)
     high_scales = blocks[:, None, 104:108] >> _shifts(device, 0, 2, 4, 6)
     scales = (low_scales & 0x0F).view(-1, 16) | ((high_scales & 3) << 4).view(-1, 16)
-    factors = _scale(blocks, 108) * (scales.float() - 32)
+    factors = block_scale(blocks, 108) * (scales.float() - 32)
     groups = out.view(-1, 16, 16)
     groups.copy_(quants.view(-1, 16, 16)).sub_(4).mul_(factors[:, :, None])
 
 
 def _unpack_q4_k(blocks: Tensor, out: Tensor) -> None:
     # d 2, dmin 2, scales and minimums 12, quants 128
-    scales, minimums = _scales_and_minimums(blocks[:, 4:16])
+    scales, minimums = scales_and_minimums(blocks[:, 4:16])
     _write_nibbles(blocks[:, 16:].view(-1, 4, 32), out.view(-1, 4, 64))
     groups = out.view(-1, 8, 32)
-    groups.mul_((_scale(blocks, 0) * scales)[:, :, None])
-    groups.sub_((_scale(blocks, 2) * minimums)[:, :, None])
+    groups.mul_((block_scale(blocks, 0) * scales)[:, :, None])
+    groups.sub_((block_scale(blocks, 2) * minimums)[:, :, None])
 
 
 def _unpack_q5_k(blocks: Tensor, out: Tensor) -> None:
     # d 2, dmin 2, scales and minimums 12, high bits 32, quants 128
-    scales, minimums = _scales_and_minimums(blocks[:, 4:16])
+    scales, minimums = scales_and_minimums(blocks[:, 4:16])
     high = blocks[:, None, 16:48] >> _shifts(blocks.device, *range(8))
     _write_nibbles(blocks[:, 48:].view(-1, 4, 32), out.view(-1, 4, 64))
     groups = out.view(-1, 8, 32)
     groups.add_((high & 1) << 4)
-    groups.mul_((_scale(blocks, 0) * scales)[:, :, None])
-    groups.sub_((_scale(blocks, 2) * minimums)[:, :, None])
+    groups.mul_((block_scale(blocks, 0) * scales)[:, :, None])
+    groups.sub_((block_scale(blocks, 2) * minimums)[:, :, None])
 
 
 def _unpack_q6_k(blocks: Tensor, out: Tensor) -> None:
@@ -220,7 +237,7 @@ def _unpack_q6_k(blocks: Tensor, out: Tensor) -> None:
     scales = blocks[:, 192:208].view(torch.int8)
     groups = out.view(-1, 16, 16)
     groups.copy_(quants.view(-1, 16, 16)).sub_(32)
-    groups.mul_((_scale(blocks, 208) * scales)[:, :, None])
+    groups.mul_((block_scale(blocks, 208) * scales)[:, :, None])
 
 
 def _nonlinear(packed: Tensor) -> Tensor:
@@ -234,7 +251,7 @@ def _nonlinear(packed: Tensor) -> Tensor:
 
 
 def _unpack_iq4_nl(blocks: Tensor, out: Tensor) -> None:
-    torch.mul(_nonlinear(blocks[:, 2:]), _scale(blocks, 0), out=out)
+    torch.mul(_nonlinear(blocks[:, 2:]), block_scale(blocks, 0), out=out)
 
 
 def _unpack_iq4_xs(blocks: Tensor, out: Tensor) -> None:
@@ -243,7 +260,7 @@ def _unpack_iq4_xs(blocks: Tensor, out: Tensor) -> None:
     low = blocks[:, 4:8, None] >> _shifts(device, 0, 4)[:, 0]
     high = blocks[:, 2:4, None] >> _shifts(device, 0, 2, 4, 6)[:, 0]
     scales = (low & 0x0F).view(-1, 8) | ((high & 3) << 4).view(-1, 8)
-    factors = _scale(blocks, 0) * (scales.float() - 32)
+    factors = block_scale(blocks, 0) * (scales.float() - 32)
     values = _nonlinear(blocks[:, 8:].view(-1, 8, 16))
     torch.mul(values, factors[:, :, None], out=out.view(-1, 8, 32))
 
@@ -269,3 +286,32 @@ UNPACKERS: Mapping[GGMLType, Callable[[Tensor, Tensor], None]] = MappingProxyTyp
     }
 )
 """From [num_blocks, block bytes], uint8, to [num_blocks, block elements], float32."""
+
+SCALE_OFFSETS: Mapping[GGMLType, tuple[int, ...]] = MappingProxyType(
+    {
+        GGMLType.Q4_0: (0,),
+        GGMLType.Q4_1: (0, 2),
+        GGMLType.Q5_0: (0,),
+        GGMLType.Q5_1: (0, 2),
+        GGMLType.Q8_0: (0,),
+        GGMLType.Q2_K: (80, 82),
+        GGMLType.Q3_K: (108,),
+        GGMLType.Q4_K: (0, 2),
+        GGMLType.Q5_K: (0, 2),
+        GGMLType.Q6_K: (208,),
+        GGMLType.IQ4_NL: (0,),
+        GGMLType.IQ4_XS: (0,),
+        GGMLType.IQ1_S: (0,),
+        GGMLType.IQ2_XXS: (0,),
+        GGMLType.IQ2_XS: (0,),
+        GGMLType.IQ2_S: (0,),
+        GGMLType.IQ3_XXS: (0,),
+        GGMLType.IQ3_S: (0,),
+        GGMLType.TQ1_0: (52,),
+        GGMLType.TQ2_0: (64,),
+        GGMLType.Q1_0: (0,),
+    }
+)
+"""Where in a block its float16 scales lie, of types in which nothing else can be infinite."""
+LARGEST_FACTOR = 8192.0
+"""Above the magnitude of what any of those types multiplies a scale by, sums counted twice."""

@@ -1,12 +1,19 @@
 """GPTQ: integers packed along the input features, with zero points and groups of any order."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from octavo.engine.quantization.stored_linear import Axis, LinearSource, check_groups, unpack_words
+from octavo.engine.quantization.stored_linear import (
+    Axis,
+    LinearSource,
+    StoredIntegers,
+    check_groups,
+    unpack_words,
+)
 
 _ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 """A one in every value of a word."""
@@ -55,11 +62,29 @@ class GPTQLinear:
             source.format.is_symmetric,
         )
 
+    @property
+    def row_unit(self) -> int:
+        return 32 if self.bits == 3 else 32 // self.bits
+
+    def rows(self, start: int, stop: int) -> Self:
+        words = slice(start * self.bits // 32, stop * self.bits // 32)
+        return dataclasses.replace(
+            self,
+            qweight=self.qweight[:, start:stop],
+            qzeros=self.qzeros[:, words],
+            scales=self.scales[:, start:stop],
+        )
+
     def unpack(self) -> Tensor:
         values = unpack_words(self.qweight, self.bits, 0).float()
         values -= self._zeros().index_select(0, self.g_idx)
         values *= self.scales.float().index_select(0, self.g_idx)
         return values.T
+
+    def integers(self) -> StoredIntegers:
+        """All of it as integers, zero points and scales."""
+        values = unpack_words(self.qweight, self.bits, 0).T.to(torch.uint8)
+        return StoredIntegers(values, self.bits, self._zeros().T, self.scales.T, self.g_idx)
 
     def _zeros(self) -> Tensor:
         """[num_groups, out_features], int32."""

@@ -30,3 +30,12 @@ class MXFP4Rows:
         values = signed.to(self.blocks.device)[halves.flatten(2).int()]
         exponents = (self.scales.int() - _BIAS).unsqueeze(2)
         return torch.ldexp(values, exponents).flatten(1)
+
+    def ggml_blocks(self) -> Tensor:
+        """[rows, blocks, 17], uint8: the same as GGUF stores it, scale first.
+
+        There a byte holds value j in its lower bits, and value j + 16 in its higher ones.
+        """
+        halves = torch.stack((self.blocks & 15, self.blocks >> 4), dim=-1).flatten(-2)
+        packed = halves[..., :16] | halves[..., 16:] << 4
+        return torch.cat([self.scales.unsqueeze(-1), packed], dim=-1)

@@ -60,8 +60,35 @@ class StoredLinear(Protocol):
             WrongValuesError: a companion holds values that make no sense.
         """
 
+    @property
+    def row_unit(self) -> int:
+        """`rows` begin at multiples of this out features."""
+
+    def rows(self, start: int, stop: int) -> Self:
+        """The out features from `start` to `stop`, as views of the same memory.
+
+        Args:
+            start: a multiple of `row_unit`.
+            stop: one too, or the end.
+        """
+
     def unpack(self) -> Tensor:
         """[out_features, in_features], float32."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredIntegers:
+    """What formats of integers have in common: w = (value - zero) * scale of the value's group."""
+
+    values: Tensor
+    """[out_features, in_features], uint8, 0 to 2 ** bits - 1."""
+    bits: int
+    zeros: Tensor
+    """[out_features or 1, num_groups], any type."""
+    scales: Tensor
+    """As zeros."""
+    groups: Tensor
+    """[in_features]: the group of each."""
 
 
 class WrongValuesError(Exception):

@@ -2,9 +2,14 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
+
+from octavo.engine.quantization.packed import KeepsPacked, PackedWeight
+from octavo.engine.weights.pieces import PackedTarget
 
 _STACKED = re.compile(r"(.+\.mlp\.experts)\.((?:gate|up|down)_proj)")
 _EXPERT = re.compile(r"(.+)\.block_sparse_moe\.experts\.([0-9]+)\.(w[123])\.weight")
@@ -25,6 +30,44 @@ _MERGED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Matrices that some families store as one, and their rows in order."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """One matrix of a layer that keeps it packed."""
+
+    layer: KeepsPacked
+    parameter: str
+    index: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPlace:
+    """The layers that share out one tensor of a checkpoint, which they keep as it is stored."""
+
+    slots: tuple[_Slot, ...]
+    """In the order of the tensor's rows."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def target(self) -> PackedTarget:
+        """What is to be read."""
+        return PackedTarget(self.shape, self.dtype, self.slots[0].layer.device)
+
+    def fill(self, matrix: Tensor | PackedWeight) -> None:
+        """Gives each layer its rows.
+
+        Args:
+            matrix: [rows of all slots, columns].
+        """
+        start = 0
+        for slot in self.slots:
+            stop = start + slot.num_rows
+            rows = matrix[start:stop] if isinstance(matrix, Tensor) else matrix.rows(start, stop)
+            slot.layer.put(slot.parameter, slot.index, rows)
+            start = stop
+
+
 class Destinations:
     """The parameters of a model, cut into the smallest pieces that checkpoints store.
 
@@ -35,21 +78,42 @@ class Destinations:
     def __init__(self, model: nn.Module) -> None:
         self._pieces: dict[str, Tensor] = {}
         self._stacked: dict[str, tuple[Tensor, list[str]]] = {}
+        self._slots: dict[str, _Slot] = {}
         for name, parameter in model.named_parameters():
             weight = parameter.detach()
+            owner, _, last = name.rpartition(".")
+            layer = model.get_submodule(owner) if weight.is_meta else None
             if stacked := _STACKED.fullmatch(name):
                 names = [f"{stacked[1]}.{i}.{stacked[2]}.weight" for i in range(len(weight))]
                 self._pieces |= zip(names, weight, strict=True)
                 self._stacked[name] = weight, names
             else:
+                names = [name]
                 self._pieces[name] = weight
+            if isinstance(layer, KeepsPacked):
+                rows = parameter.shape[-2]
+                self._slots |= {one: _Slot(layer, last, i, rows) for i, one in enumerate(names)}
 
-    def find(self, name: str) -> Tensor | None:
-        """The memory that a checkpoint's tensor fills; None if the model has no place for it."""
+    def find(self, name: str) -> Tensor | PackedPlace | None:
+        """Where a checkpoint's tensor goes: memory that it fills, or layers that keep it packed.
+
+        None: the model has no place for it.
+        """
+        names = self._stacked[name][1] if name in self._stacked else _piece_names(name)
+        if not self._pieces.keys() >= set(names):
+            return None
+        slots = [self._slots[one] for one in names if one in self._slots]
+        if slots:
+            assert len(slots) == len(names)
+            stacked = self._stacked.get(name)
+            pieces = [self._pieces[one] for one in names]
+            shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
+            return PackedPlace(
+                tuple(slots), stacked[0].shape if stacked else shape, pieces[0].dtype
+            )
         if name in self._stacked:
             return self._stacked[name][0]
-        pieces = [self._pieces.get(piece) for piece in _piece_names(name)]
-        return _merge([piece for piece in pieces if piece is not None and None not in pieces])
+        return _merge([self._pieces[one] for one in names])
 
     def missing(self, names: Iterable[str]) -> list[str]:
         """The pieces that tensors of these names leave unfilled, in the order of the model."""
@@ -70,10 +134,8 @@ def _piece_names(name: str) -> list[str]:
     return [_ROUTER.sub(".mlp.gate.", name)]
 
 
-def _merge(pieces: list[Tensor]) -> Tensor | None:
-    """One view of pieces that lie one after the other; None where there are none."""
-    if len(pieces) < 2:
-        return pieces[0] if pieces else None
+def _merge(pieces: list[Tensor]) -> Tensor:
+    """One view of pieces that lie one after the other."""
     first = pieces[0]
     end = first.data_ptr()
     for piece in pieces:

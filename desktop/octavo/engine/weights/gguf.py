@@ -15,7 +15,16 @@ from octavo.checkpoint.gguf import BLOCK_LAYOUT, GGUFHeader, TensorInfo
 from octavo.checkpoint.gguf_names import FREQ_FACTORS, TENSOR_NAMES
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.quantization.gguf import dequantize_into
-from octavo.engine.weights.pieces import PIECE_BYTES, damaged, read_pieces
+from octavo.engine.quantization.packed import PLAIN_DTYPES, PackedBlocks, PackedWeight
+from octavo.engine.weights.pieces import (
+    PIECE_BYTES,
+    PackedTarget,
+    damaged,
+    is_held_dense,
+    not_finite,
+    read_into_memory,
+    read_pieces,
+)
 from octavo.errors import UnsupportedModelError
 
 _IGNORED = re.compile(r"blk\.[0-9]+\.attn_rot_embd(\.weight)?")
@@ -53,15 +62,8 @@ class GGUFWeights:
         """
         tensor = self.tensors[name]
         path = tensor.path
-        # A matrix of one row is a plain list here.
-        if tensor.shape not in (tuple(out.shape), tuple(out.squeeze(0).shape)):
-            raise damaged(
-                path, tensor, f"has the shape {list(tensor.shape)} instead of {list(out.shape)}"
-            )
-        is_permuted = TENSOR_NAMES[self._header.architecture].is_permuted(name)
+        is_permuted = self._check(name, tuple(out.shape))
         row_elements = math.prod(tensor.shape[1:])
-        if is_permuted and tensor.shape[0] % self._config.head_dim:
-            raise damaged(path, tensor, f"has {tensor.shape[0]} rows, which are no whole heads")
         block_elements, block_bytes = BLOCK_LAYOUT[tensor.ggml_type]
         head_elements = self._config.head_dim * row_elements if is_permuted else 1
         unit_elements = math.lcm(head_elements, block_elements)
@@ -72,13 +74,50 @@ class GGUFWeights:
         sizes = [len(piece) * unit_bytes for piece in pieces]
         for piece, raw in zip(pieces, read_pieces(path, tensor, sizes), strict=True):
             if not dequantize_into(piece, raw.to(out.device), tensor.ggml_type):
-                kind = str(out.dtype).removeprefix("torch.")
-                raise damaged(path, tensor, f"holds values that are NaN or infinite in {kind}")
+                raise not_finite(path, tensor, out.dtype)
             if is_permuted:
                 heads = piece.view(-1, self._config.head_dim, row_elements)
                 _split_pairs_into_halves(heads[:, : self._config.rope.rotary_dim])
         if name in _DIVISORS and not bool((out > 0).all()):
             raise damaged(path, tensor, "holds divisors that are zero or negative")
+
+    def read_packed(self, name: str, target: PackedTarget) -> Tensor | PackedWeight:
+        """Reads one matrix, or stack of matrices, as it is stored; q and k are un-permuted.
+
+        As `CheckpointWeights` says.
+        """
+        tensor = self.tensors[name]
+        if is_held_dense(PLAIN_DTYPES.get(tensor.ggml_type), target.dtype):
+            out = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+            self.read_into(name, out)
+            return out.view(target.matrix_shape)
+        is_permuted = self._check(name, target.shape)
+        raw = torch.empty(tensor.num_bytes, dtype=torch.uint8, device=target.device)
+        read_into_memory(tensor.path, tensor, raw)
+        num_rows, _ = target.matrix_shape
+        weight = PackedBlocks(raw.view(num_rows, -1), tensor.ggml_type)
+        if is_permuted:
+            heads = weight.blocks.view(-1, self._config.head_dim, weight.blocks.shape[1])
+            for some in heads.split(max(1, PIECE_BYTES // heads[0].nbytes)):
+                _split_pairs_into_halves(some[:, : self._config.rope.rotary_dim])
+        if not weight.is_finite(target.dtype):
+            raise not_finite(tensor.path, tensor, target.dtype)
+        return weight
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Checks that a tensor has this shape; returns whether its rows are permuted."""
+        tensor = self.tensors[name]
+        # A matrix of one row is a plain list here.
+        if tensor.shape not in (shape, shape[1:] if shape[:1] == (1,) else shape):
+            raise damaged(
+                tensor.path, tensor, f"has the shape {list(tensor.shape)} instead of {list(shape)}"
+            )
+        is_permuted = TENSOR_NAMES[self._header.architecture].is_permuted(name)
+        if is_permuted and tensor.shape[0] % self._config.head_dim:
+            raise damaged(
+                tensor.path, tensor, f"has {tensor.shape[0]} rows, which are no whole heads"
+            )
+        return is_permuted
 
 
 def iter_gguf_weights(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from octavo.checkpoint.folder import FolderHeader
 from octavo.checkpoint.header import CheckpointHeader
 from octavo.engine.model_config import ModelConfig
-from octavo.engine.weights.destinations import Destinations
+from octavo.engine.weights.destinations import Destinations, PackedPlace
 from octavo.engine.weights.gguf import GGUFWeights
 from octavo.engine.weights.pieces import CheckpointWeights
 from octavo.engine.weights.safetensors import SafetensorsWeights
@@ -21,10 +21,11 @@ _MAX_THREADS = 8
 def load_weights(
     model: nn.Module, header: CheckpointHeader, config: ModelConfig, control: JobControl
 ) -> None:
-    """Unpacks every weight straight into the parameter of its name, on the parameter's device.
+    """Reads every weight straight to where it stays: the parameter of its name, or its layer.
 
-    Beside the model this needs some tens of megabytes. Names are checked before anything is
-    read, and progress counts bytes of the files.
+    Parameters are unpacked into; layers that keep their matrices packed get them as they are
+    stored. Beside the model this needs some tens of megabytes. Names are checked before anything
+    is read, and progress counts bytes of the files.
 
     Raises:
         CheckpointError: a weight is missing, damaged, or of another shape than the model's.
@@ -44,7 +45,7 @@ def load_weights(
     )
     try:
         futures = {
-            name: executor.submit(weights.read_into, name, destination)
+            name: executor.submit(_read, weights, name, destination)
             for name, destination in destinations.items()
         }
         total_bytes = sum(tensor.num_bytes for tensor in weights.tensors.values())
@@ -59,6 +60,13 @@ def load_weights(
         torch.set_num_threads(num_threads)
 
 
+def _read(weights: CheckpointWeights, name: str, destination: Tensor | PackedPlace) -> None:
+    if isinstance(destination, PackedPlace):
+        destination.fill(weights.read_packed(name, destination.target))
+    else:
+        weights.read_into(name, destination)
+
+
 def _weights_of(
     header: CheckpointHeader, config: ModelConfig, places: Destinations
 ) -> CheckpointWeights:
@@ -69,7 +77,7 @@ def _weights_of(
 
 def _find_destinations(
     destinations: Destinations, weights: CheckpointWeights, header: CheckpointHeader
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | PackedPlace]:
     """Where each tensor goes; every piece of the model is filled, and nothing is left over."""
     for name in destinations.missing(weights.tensors):
         raise CheckpointError(

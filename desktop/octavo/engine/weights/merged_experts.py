@@ -6,13 +6,25 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from octavo.checkpoint.gguf import BLOCK_LAYOUT, GGMLType
 from octavo.checkpoint.safetensors import SafetensorsTensor
 from octavo.checkpoint.stored_weights import ExpertRows, StoredWeight
 from octavo.engine.quantization.mxfp4 import NAN_SCALE, MXFP4Rows
-from octavo.engine.weights.pieces import PIECE_BYTES, damaged, read_pieces
+from octavo.engine.quantization.packed import PackedBlocks
+from octavo.engine.weights.pieces import (
+    PIECE_BYTES,
+    PackedTarget,
+    damaged,
+    not_finite,
+    read_pieces,
+)
 
 _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "U8": torch.uint8}
+)
+
+_PLAIN_TYPES: Mapping[str, GGMLType] = MappingProxyType(
+    {"F32": GGMLType.F32, "F16": GGMLType.F16, "BF16": GGMLType.BF16}
 )
 
 
@@ -32,28 +44,80 @@ def read_merged_into(weight: StoredWeight, rows: ExpertRows, out: Tensor) -> Non
         StorageError: a file cannot be read to the tensor's end.
     """
     weight.check(tuple(out.shape))
-    selected = rows.features(out.shape[1])
     if rows.is_transposed:
+        selected = rows.features(out.shape[1])
         for expert, start, stored in _slabs(weight.main, 1):
             target = out[expert].T[start : start + len(stored)]
             target.copy_(stored[:, selected.start : selected.stop : selected.step])
             _check(weight.main, target)
         return
+    for target, stored, scales in _selected(weight, rows, out):
+        target.copy_(stored if scales is None else MXFP4Rows(stored, scales).unpack())
+        _check(weight.main, target)
+
+
+def read_merged_packed(
+    weight: StoredWeight, rows: ExpertRows, target: PackedTarget
+) -> PackedBlocks:
+    """Reads one parameter in the type that its tensors are stored in.
+
+    MXFP4 comes in the blocks of GGUF, which hold the same in another order.
+
+    Args:
+        weight: that `checkpoint.merged_experts` found.
+        rows: its rows.
+        target: what the model wants.
+
+    Raises:
+        As `read_merged_into`.
+    """
+    if "scales" not in weight.companions:
+        out = torch.empty(target.shape, dtype=_DTYPES[weight.main.dtype], device=target.device)
+        read_merged_into(weight, rows, out)
+        packed = PackedBlocks(
+            out.view(target.matrix_shape).view(torch.uint8), _PLAIN_TYPES[weight.main.dtype]
+        )
+    else:
+        weight.check(target.shape)
+        block_elements, block_bytes = BLOCK_LAYOUT[GGMLType.MXFP4]
+        *stack, num_columns = target.shape
+        out = torch.empty(
+            *stack,
+            num_columns // block_elements,
+            block_bytes,
+            dtype=torch.uint8,
+            device=target.device,
+        )
+        for blocks, stored, scales in _selected(weight, rows, out):
+            assert scales is not None
+            blocks.copy_(MXFP4Rows(stored, scales).ggml_blocks())
+        packed = PackedBlocks(out.view(target.matrix_shape[0], -1), GGMLType.MXFP4)
+    if not packed.is_finite(target.dtype):
+        raise not_finite(weight.path, weight.main, target.dtype)
+    return packed
+
+
+def _selected(
+    weight: StoredWeight, rows: ExpertRows, out: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Parts of `out` with the rows that belong there, as stored, and their scales if packed.
+
+    Args:
+        weight: that `checkpoint.merged_experts` found.
+        rows: its rows, input features last.
+        out: [experts, output features, ...].
+    """
+    selected = rows.features(out.shape[1])
     for expert, start, stored, scales in _scaled_slabs(weight, rows.step):
         inside = _inside(selected, start, len(stored))
         if not inside:
             continue
         cut = slice(inside.start - start, inside.stop - start, inside.step)
-        values = stored[cut].to(out.device)
-        if scales is not None:
-            chosen = scales[cut].to(out.device)
-            if bool((chosen == NAN_SCALE).any()):
-                raise damaged(weight.path, weight.companions["scales"], "holds a scale that is NaN")
-            values = MXFP4Rows(values, chosen).unpack()
+        chosen = None if scales is None else scales[cut].to(out.device)
+        if chosen is not None and bool((chosen == NAN_SCALE).any()):
+            raise damaged(weight.path, weight.companions["scales"], "holds a scale that is NaN")
         first = (inside.start - selected.start) // selected.step
-        target = out[expert, first : first + len(inside)]
-        target.copy_(values)
-        _check(weight.main, target)
+        yield out[expert, first : first + len(inside)], stored[cut].to(out.device), chosen
 
 
 def _inside(selected: range, start: int, length: int) -> range:

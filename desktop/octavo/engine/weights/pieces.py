@@ -1,12 +1,15 @@
 """Reads the bytes of one stored weight piece by piece; what all formats share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from octavo.engine.quantization.packed import PackedWeight
 from octavo.errors import CheckpointError, StorageError
 
 PIECE_BYTES = 4 << 20
@@ -23,6 +26,22 @@ class StoredTensor(Protocol):
 
     @property
     def num_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTarget:
+    """Where a matrix, or a stack of matrices, is to lie as it is stored."""
+
+    shape: tuple[int, ...]
+    """Of the parameter."""
+    dtype: torch.dtype
+    """What it will be unpacked to."""
+    device: torch.device
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(rows of all matrices, columns)."""
+        return math.prod(self.shape[:-1]), self.shape[-1]
 
 
 class CheckpointWeights(Protocol):
@@ -44,6 +63,21 @@ class CheckpointWeights(Protocol):
             StorageError: the file cannot be read to the tensor's end.
         """
 
+    def read_packed(self, name: str, target: PackedTarget) -> Tensor | PackedWeight:
+        """Reads one matrix, or stack of matrices, into memory of its own.
+
+        Args:
+            name: as in `tensors`.
+            target: what the model wants.
+
+        Returns:
+            Of the target's `matrix_shape`: as it is stored, or unpacked, if it is stored as plain
+            numbers that take no less memory.
+
+        Raises:
+            As `read_into`.
+        """
+
 
 def read_pieces(path: Path, tensor: StoredTensor, sizes: Sequence[int]) -> Iterator[Tensor]:
     """Yields the tensor's bytes, [size] uint8 each, in one buffer that is used again.
@@ -53,18 +87,44 @@ def read_pieces(path: Path, tensor: StoredTensor, sizes: Sequence[int]) -> Itera
         StorageError: the file cannot be read.
     """
     buffer = torch.empty(max(sizes), dtype=torch.uint8)
+    yield from _fill_in_turn(path, tensor, (buffer[:size] for size in sizes))
+
+
+def read_into_memory(path: Path, tensor: StoredTensor, out: Tensor) -> None:
+    """Reads all of a tensor's bytes to where they stay.
+
+    Args:
+        path: the file.
+        tensor: in it.
+        out: [num_bytes], uint8, contiguous, on any device.
+
+    Raises:
+        CheckpointError: the file ends before the tensor.
+        StorageError: the file cannot be read.
+    """
+    targets = torch.split(out, PIECE_BYTES)
+    if out.device.type == "cpu":
+        for _ in _fill_in_turn(path, tensor, targets):
+            pass
+        return
+    pieces = read_pieces(path, tensor, [len(target) for target in targets])
+    for target, raw in zip(targets, pieces, strict=True):
+        target.copy_(raw)
+
+
+def _fill_in_turn(path: Path, tensor: StoredTensor, targets: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Reads on from where a tensor begins; yields each target, [size] uint8, when it is full."""
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(tensor.offset)
-            for size in sizes:
-                raw = buffer[:size]
-                view = raw.numpy().data
+            for target in targets:
+                view = target.numpy().data
                 while view:
                     num_read = file.readinto(view)
                     if not num_read:
                         raise damaged(path, tensor, "ends too early: the file became shorter")
                     view = view[num_read:]
-                yield raw
+                yield target
     except OSError as error:
         raise StorageError(
             f"{path.name} cannot be read: {error.strerror or error}.",
@@ -81,3 +141,19 @@ def damaged(path: Path, tensor: StoredTensor, problem: str) -> CheckpointError:
         tensor=tensor.name,
         hint="Download the file again.",
     )
+
+
+def not_finite(path: Path, tensor: StoredTensor, dtype: torch.dtype) -> CheckpointError:
+    """The error for a weight with values that a type cannot hold."""
+    kind = str(dtype).removeprefix("torch.")
+    return damaged(path, tensor, f"holds values that are NaN or infinite in {kind}")
+
+
+def is_held_dense(stored: torch.dtype | None, dtype: torch.dtype) -> bool:
+    """Whether plain numbers of a type take no less memory as they are stored than unpacked.
+
+    Args:
+        stored: None: the weight is quantised.
+        dtype: what it would be unpacked to.
+    """
+    return stored is not None and stored.itemsize >= dtype.itemsize

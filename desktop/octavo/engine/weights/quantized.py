@@ -1,4 +1,4 @@
-"""Unpacks the quantised weights of model folders, part by part, straight into parameters."""
+"""Reads the quantised weights of model folders: as they are, or unpacked part by part."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,20 @@ from octavo.engine.quantization.bitsandbytes import EightBitLinear, FourBitLinea
 from octavo.engine.quantization.compressed_tensors import IntegersLinear, PackedIntegersLinear
 from octavo.engine.quantization.float8 import Float8Linear
 from octavo.engine.quantization.gptq import GPTQLinear
+from octavo.engine.quantization.packed import PackedLinear
 from octavo.engine.quantization.stored_linear import (
     Axis,
     LinearSource,
     StoredLinear,
     WrongValuesError,
 )
-from octavo.engine.weights.pieces import damaged, read_pieces
+from octavo.engine.weights.pieces import (
+    PackedTarget,
+    damaged,
+    not_finite,
+    read_into_memory,
+    read_pieces,
+)
 
 PART_ELEMENTS = 1 << 18
 """Values unpacked at a time on the CPU: their intermediate forms take a few megabytes."""
@@ -55,6 +62,43 @@ _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 )
 
 
+def read_packed_linear(
+    weight: StoredWeight, linear: LinearFormat, target: PackedTarget
+) -> PackedLinear:
+    """Reads one weight as it is stored.
+
+    Args:
+        weight: quantised.
+        linear: its format.
+        target: what the model wants.
+
+    Raises:
+        CheckpointError: shapes differ, or a value is infinite, NaN or makes no sense.
+        StorageError: a file cannot be read to the tensor's end.
+    """
+    weight.check(target.shape)
+    shape = target.matrix_shape
+    companions = {
+        role: _read_whole(tensor, target.device) for role, tensor in weight.companions.items()
+    }
+    source = LinearSource(linear, shape, companions)
+    kind = LINEARS[linear.layout]
+    try:
+        # Refuses companions that make no sense, before much is read.
+        kind.part_unit(source)
+        main = _read_whole(weight.main, target.device)
+        if kind.axis == "flat":
+            main = main.view(-1).view(torch.uint8)
+        length = {"out": shape[0], "in": shape[1], "flat": shape[0] * shape[1]}[kind.axis]
+        packed = PackedLinear.whole(kind.take(source, main, 0, length), linear.layout, shape)
+    except WrongValuesError as error:
+        tensor = weight.companions.get(error.role, weight.main)
+        raise damaged(tensor.path, tensor, error.problem) from error
+    if not packed.is_finite(target.dtype):
+        raise not_finite(weight.path, weight.main, target.dtype)
+    return packed
+
+
 def read_quantized_into(weight: StoredWeight, linear: LinearFormat, out: Tensor) -> None:
     """Reads and unpacks one weight into memory that is already there.
 
@@ -80,10 +124,7 @@ def read_quantized_into(weight: StoredWeight, linear: LinearFormat, out: Tensor)
             target.copy_(part.unpack().view(target.shape))
             # One infinity or NaN makes the sum infinite or NaN; weights are too small to do so.
             if not torch.sum(target, dtype=torch.float32).isfinite():
-                name = str(out.dtype).removeprefix("torch.")
-                raise damaged(
-                    weight.path, weight.main, f"holds values that are NaN or infinite in {name}"
-                )
+                raise not_finite(weight.path, weight.main, out.dtype)
     except WrongValuesError as error:
         tensor = weight.companions.get(error.role, weight.main)
         raise damaged(tensor.path, tensor, error.problem) from error
@@ -123,5 +164,6 @@ def _features(out: Tensor, axis: Axis, start: int, stop: int) -> Tensor:
 def _read_whole(tensor: SafetensorsTensor, device: torch.device) -> Tensor:
     if not tensor.num_bytes:
         raise damaged(tensor.path, tensor, "is empty")
-    [raw] = read_pieces(tensor.path, tensor, [tensor.num_bytes])
-    return raw.to(device).view(_DTYPES[tensor.dtype]).view(tensor.shape)
+    raw = torch.empty(tensor.num_bytes, dtype=torch.uint8, device=device)
+    read_into_memory(tensor.path, tensor, raw)
+    return raw.view(_DTYPES[tensor.dtype]).view(tensor.shape)

@@ -12,9 +12,17 @@ from octavo.checkpoint.gguf import GGMLType
 from octavo.checkpoint.safetensors import SafetensorsTensor
 from octavo.checkpoint.stored_weights import StoredWeight
 from octavo.engine.quantization.gguf import dequantize_into
-from octavo.engine.weights.merged_experts import read_merged_into
-from octavo.engine.weights.pieces import PIECE_BYTES, damaged, read_pieces
-from octavo.engine.weights.quantized import read_quantized_into
+from octavo.engine.quantization.packed import PLAIN_DTYPES, PackedBlocks, PackedWeight
+from octavo.engine.weights.merged_experts import read_merged_into, read_merged_packed
+from octavo.engine.weights.pieces import (
+    PIECE_BYTES,
+    PackedTarget,
+    is_held_dense,
+    not_finite,
+    read_into_memory,
+    read_pieces,
+)
+from octavo.engine.weights.quantized import read_packed_linear, read_quantized_into
 
 _TYPES: Mapping[str, tuple[GGMLType, int]] = MappingProxyType(
     {"F32": (GGMLType.F32, 4), "F16": (GGMLType.F16, 2), "BF16": (GGMLType.BF16, 2)}
@@ -66,10 +74,29 @@ class SafetensorsWeights:
         sizes = [len(piece) * element_bytes for piece in pieces]
         for piece, raw in zip(pieces, read_pieces(tensor.path, tensor, sizes), strict=True):
             if not dequantize_into(piece, raw.to(out.device), ggml_type):
-                kind = str(out.dtype).removeprefix("torch.")
-                raise damaged(
-                    tensor.path, tensor, f"holds values that are NaN or infinite in {kind}"
-                )
+                raise not_finite(tensor.path, tensor, out.dtype)
+
+    def read_packed(self, name: str, target: PackedTarget) -> Tensor | PackedWeight:
+        """Reads one matrix as it is stored; as `CheckpointWeights` says."""
+        weight = self.tensors[name]
+        if weight.rows is None and weight.format is not None:
+            return read_packed_linear(weight, weight.format, target)
+        tensor = weight.main
+        ggml_type, _ = _TYPES.get(tensor.dtype, (None, 0))
+        if ggml_type is not None and is_held_dense(PLAIN_DTYPES[ggml_type], target.dtype):
+            out = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+            self.read_into(name, out)
+            return out.view(target.matrix_shape)
+        if weight.rows is not None:
+            return read_merged_packed(weight, weight.rows, target)
+        assert ggml_type is not None
+        weight.check(target.shape)
+        raw = torch.empty(tensor.num_bytes, dtype=torch.uint8, device=target.device)
+        read_into_memory(tensor.path, tensor, raw)
+        packed = PackedBlocks(raw.view(target.matrix_shape[0], -1), ggml_type)
+        if not packed.is_finite(target.dtype):
+            raise not_finite(tensor.path, tensor, target.dtype)
+        return packed
 
 
 def _is_zero(tensor: SafetensorsTensor) -> bool:
