@@ -1,14 +1,21 @@
 """What every test may use: the starter model, and folders of its own."""
 
+import os
 from pathlib import Path
 
 import platformdirs
 import pytest
 
+from octavo.engine.kernels.cpu.simd_tier import cache_key
 from octavo.hub.catalog import load_catalog
 from octavo.hub.starter import pull
 from octavo.jobs import JobControl
 from octavo.paths import HOME_VARIABLE, AppPaths, resources_dir
+
+# Kernels are compiled once and kept for the next run, until their sources change. Numba reads this
+# when it is imported, and child processes inherit it.
+KERNEL_CACHE = Path(platformdirs.user_cache_dir("octavo-tests", appauthor=False)) / "kernels"
+os.environ.setdefault("NUMBA_CACHE_DIR", str(KERNEL_CACHE / cache_key()))
 
 
 @pytest.fixture(scope="session")

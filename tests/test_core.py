@@ -82,11 +82,20 @@ async def test_parts_nobody_used_are_not_made_to_be_closed(core: Core) -> None:
     assert not {"downloads", "server", "sampler", "chats"} & core.__dict__.keys()
 
 
-async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         await asyncio.sleep(0.01)
+
+
+async def until_it_stays(count: Callable[[], int], for_s: float) -> None:
+    """Waits for a count that has not grown for so long."""
+    end = time.monotonic() + 30
+    before = count() - 1
+    while before != (before := count()):
+        assert time.monotonic() < end, "it goes on and on"
+        await asyncio.sleep(for_s)
 
 
 @pytest.fixture
@@ -106,10 +115,8 @@ async def test_a_download_ends_in_the_library_over_pause_and_restart(
     download = core.downloads.add("acme/Tiny-GGUF", "Q8_0")
     await until(lambda: core.downloads.downloads[0].done_bytes > 0)
     core.downloads.pause(download.id)
-    await asyncio.sleep(0.3)
-    sent = hub.num_bytes_sent
-    await asyncio.sleep(0.3)
-    assert hub.num_bytes_sent == sent
+    await until_it_stays(lambda: hub.num_bytes_sent, for_s=0.3)
+    assert core.downloads.downloads[0].state is DownloadState.PAUSED
     await core.close()
     hub.pause_s = 0
     again = Core(core.paths)

@@ -36,11 +36,14 @@ CHANGED = Settings(
     engine=EngineSettings(
         device="cuda:1",
         dtype="float32",
+        weights="packed",
         kv_dtype="int8",
         max_num_seqs=8,
         max_num_batched_tokens=256,
         max_model_len=4096,
         enable_prefix_caching=False,
+        cpu_kernels="off",
+        cpu_threads=3,
     ),
     chat=ChatDefaults(
         system_prompt='Say "hello" 👋\nin two lines.',

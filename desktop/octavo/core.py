@@ -175,4 +175,5 @@ class Core:
     def _engine_config(self) -> EngineConfig:
         """The engine's section of the settings; raises InvalidSettingsError."""
         settings = dataclasses.asdict(self.settings.value.engine)
+        settings["kernel_cache_dir"] = str(self.paths.cache_dir / "kernels")
         return EngineConfig(**(settings | dict(self._engine_overrides)))

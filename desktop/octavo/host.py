@@ -22,8 +22,9 @@ from octavo.engine.checkpoint_parts import (
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device, choose_device, detect_devices
 from octavo.engine.load_report import LoadReport
-from octavo.engine.memory import MemoryPlan, plan_memory
+from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
+from octavo.engine.planning import plan_load
 from octavo.engine.request import EngineStats, GenerationDelta, GenerationRequest
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.thread import EngineThread, SteppedEngine
@@ -170,7 +171,7 @@ class ModelHost:
         """
         config = self._engine_config()
         device = choose_device(config, self._devices())
-        return plan_memory(read_model_config(header), config, device)
+        return plan_load(header, read_model_config(header), config, device)
 
     async def load(self, model: LibraryModel) -> None:
         """Unloads what is loaded and loads this model. Cancelling the task cancels the load.

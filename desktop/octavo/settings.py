@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 THEMES = ("auto", "light", "dark")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WEIGHTS = ("auto", "packed", "unpacked")
+CPU_KERNELS = ("auto", "off")
 KV_DTYPES = ("auto", "float16", "bfloat16", "float8_e4m3", "int8")
 FONT_SCALE_RANGE = (0.5, 3.0)
 PORT_RANGE = (1, 65535)
@@ -122,6 +123,10 @@ class EngineSettings:
     """Longest sequence in tokens; None: what the model was trained for."""
     enable_prefix_caching: bool = True
     """Whether prompts that begin alike share their cached blocks."""
+    cpu_kernels: str = "auto"
+    """Whether compiled kernels run models on the CPU; see `CPU_KERNELS`."""
+    cpu_threads: int | None = None
+    """Threads of those kernels; None: one for each core."""
 
     def __post_init__(self) -> None:
         _check_text("device", self.device)
@@ -137,6 +142,9 @@ class EngineSettings:
         if self.max_model_len is not None:
             _check_integer("max_model_len", self.max_model_len, 1)
         _check_switch("enable_prefix_caching", self.enable_prefix_caching)
+        _check_choice("cpu_kernels", self.cpu_kernels, CPU_KERNELS)
+        if self.cpu_threads is not None:
+            _check_integer("cpu_threads", self.cpu_threads, 1)
 
 
 @dataclass(frozen=True, slots=True)

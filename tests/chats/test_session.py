@@ -360,13 +360,14 @@ async def test_one_answer_at_a_time(store: ChatStore) -> None:
 async def test_saves_are_bundled(store: ChatStore) -> None:
     """Text is on disk an interval after it was shown, also when no more comes."""
     model = FakeModel(*[delta("x")] * 50, None)
-    session = ChatSession(store, model, store.create_conversation().id, save_interval_s=0.02)
+    session = ChatSession(store, model, store.create_conversation().id, save_interval_s=0.5)
     before = store._connection.total_changes
     async with contextlib.aclosing(session.send("Why?", SAMPLING)) as snapshots:
         for _ in range(51):
             await anext(snapshots)
-        await asyncio.sleep(0.1)
-        assert session.messages()[1].content == "x" * 50
+        async with asyncio.timeout(30):
+            while session.messages()[1].content != "x" * 50:  # noqa: ASYNC110  (a timer saves it)
+                await asyncio.sleep(0.01)
         # A save changes the message and its entry in the index of words.
         assert store._connection.total_changes - before < 50
 

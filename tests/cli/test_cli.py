@@ -8,6 +8,8 @@ import pytest
 
 import octavo
 from octavo.cli.window import SAMPLE_QUESTION, why_no_window
+from octavo.engine.families import FAMILIES
+from octavo.engine.support import FORMATS
 from octavo.paths import AppPaths
 from tests.cli.conftest import Cli
 
@@ -52,6 +54,7 @@ def test_show_by_name_and_by_path(cli: Cli, tiny: Path) -> None:
         assert outcome.status == 0
         assert "Memory plan" in outcome.out
         assert "It fits" in outcome.out
+        assert "tested together, by logits equal to transformers'" in outcome.out
     plan = json.loads(cli("show", "tiny", "--json").out)["plan"]
     assert sum(item["num_bytes"] for item in plan["items"]) > 0
 
@@ -89,6 +92,11 @@ def test_doctor(cli: Cli, tiny: Path) -> None:
         assert word in text
     findings = json.loads(cli("doctor", "--json").out)
     assert findings["Versions"]["octavo"] == octavo.__version__
+    for family in FAMILIES:
+        [line] = [line for line in text.splitlines() if line.startswith(f"  {family.covers}  ")]
+        told = findings["Models that run"][family.covers]
+        assert list(told) == [stored.title for stored in FORMATS]
+        assert line.split()[-len(told) :] == list(told.values())
 
 
 def test_doctor_reports_a_broken_settings_file(cli: Cli, paths: AppPaths) -> None:

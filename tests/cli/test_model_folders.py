@@ -7,7 +7,7 @@ import pytest
 
 from octavo.paths import AppPaths
 from tests.cli.conftest import Cli
-from tests.support.model_folders import write_model_folder
+from tests.support.model_folders import change_json, write_model_folder
 
 
 @pytest.fixture
@@ -52,3 +52,42 @@ def test_what_is_wrong_is_a_sentence(cli: Cli, folder: Path) -> None:
         outcome = cli(*verb)
         assert outcome.status == 1
         assert f"{shard.name} is incomplete" in outcome.err
+
+
+class TestShowSaysBeforeALoad:
+    def test_that_it_runs_and_how_that_is_tested(self, cli: Cli, folder: Path) -> None:
+        out = cli("show", folder).out
+        assert "Llama 1 to 3" in out
+        assert "safetensors: F32" in out
+        support = json.loads(cli("show", folder, "--json").out)["support"]
+        assert support["support"].startswith("runs; tested together")
+
+    def test_that_its_architecture_does_not(self, cli: Cli, folder: Path) -> None:
+        change_json(folder / "config.json", model_type="mamba", architectures=["MambaForCausalLM"])
+        outcome = cli("show", folder)
+        assert outcome.status == 1
+        assert "mamba: none that runs" in outcome.out
+        assert "does not run" in outcome.out
+        assert "of the architecture 'mamba'" in outcome.err
+        told = json.loads(cli("show", folder, "--json").out)
+        assert told["support"]["support"] == "does not run"
+        assert "mamba" in told["model"]["problem"]
+
+    def test_that_its_format_does_not(self, cli: Cli, folder: Path) -> None:
+        change_json(folder / "config.json", quantization_config={"quant_method": "hqq"})
+        outcome = cli("show", folder)
+        assert outcome.status == 1
+        assert "Llama 1 to 3" in outcome.out
+        assert "no: Tiny-1.5B is quantised by 'hqq'" in outcome.out
+        assert "quantised by 'hqq'" in outcome.err
+
+
+def test_pickles_are_refused_with_a_remedy(cli: Cli, folder: Path) -> None:
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    for verb in (["show", folder], ["run", folder, "hi"], ["import", folder]):
+        outcome = cli(*verb)
+        assert outcome.status == 1
+        assert "only as a pickle (pytorch_model.bin)" in outcome.err
+        assert "safetensors or GGUF" in outcome.err

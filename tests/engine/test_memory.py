@@ -8,8 +8,8 @@ import pytest
 
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
-from octavo.engine.memory import MemoryPlan, plan_memory
-from octavo.engine.model_config import ModelConfig
+from octavo.engine.memory import UNPACKED_SLAB_ELEMENTS, MemoryPlan, plan_memory
+from octavo.engine.model_config import ModelConfig, StoredSizes
 from octavo.errors import InsufficientMemoryError
 from octavo.units import format_bytes
 from tests.support.model_shapes import LLAMA_8B, SMOLLM2_135M
@@ -198,3 +198,80 @@ def test_the_kv_type_counts(kv_dtype: str, head_bytes: int) -> None:
     name = "bfloat16" if kv_dtype == "auto" else kv_dtype
     assert planned.kv_dtype == name
     assert name in next(entry.detail for entry in planned.items if entry.name == "KV cache")
+
+
+# Q4_K_M: most of it 4-bit, norms in float32.
+LLAMA_8B_Q4 = dataclasses.replace(
+    LLAMA_8B,
+    stored=StoredSizes(
+        quantized_elements=LLAMA_8B.num_parameters - 266_304,
+        quantized_bytes=4_912_000_000,
+        vector_elements=266_304,
+    ),
+)
+LLAMA_8B_BF16 = dataclasses.replace(
+    LLAMA_8B,
+    stored=StoredSizes(half_elements=LLAMA_8B.num_parameters - 266_304, vector_elements=266_304),
+)
+
+
+def test_packed_weights_are_itemised() -> None:
+    packed = plan(LLAMA_8B_Q4, cpu(30), weights="packed", dtype="bfloat16")
+    assert packed.keeps_packed
+    assert item(packed, "Weights") == 4_912_000_000
+    assert item(packed, "Unpacked weights") == 266_304 * 2
+    assert packed.total_bytes == sum(entry.num_bytes for entry in packed.items)
+    unpacked = plan(LLAMA_8B_Q4, cpu(30), weights="unpacked", dtype="bfloat16")
+    assert not unpacked.keeps_packed
+    assert item(unpacked, "Weights") == LLAMA_8B.num_parameters * 2
+    slab = item(packed, "Workspace") - item(unpacked, "Workspace")
+    assert slab == UNPACKED_SLAB_ELEMENTS * 24
+
+
+def test_weights_are_unpacked_where_there_is_room() -> None:
+    def chosen(model: ModelConfig, device: Device, **config: Any) -> tuple[str, bool]:
+        planned = plan(model, device, **config)
+        assert planned.fits
+        return planned.dtype, planned.keeps_packed
+
+    assert chosen(LLAMA_8B_Q4, cpu(60)) == ("float32", False)
+    assert chosen(LLAMA_8B_Q4, cpu(30)) == ("bfloat16", False)
+    assert chosen(LLAMA_8B_Q4, cpu(14, total=16)) == ("float32", True)
+    assert chosen(LLAMA_8B_Q4, cpu(60), weights="packed") == ("float32", True)
+    assert chosen(LLAMA_8B_Q4, cpu(14, total=16), dtype="bfloat16") == ("bfloat16", True)
+    # Four conversations of 131,072 tokens are 64 GiB: no card has room for them.
+    short = {"max_model_len": 8192}
+    assert chosen(LLAMA_8B_Q4, gpu(23), **short) == ("bfloat16", False)
+    assert chosen(LLAMA_8B_Q4, gpu(18), **short) == ("bfloat16", True)
+    assert chosen(LLAMA_8B_Q4, gpu(18), num_kv_blocks=60, **short) == ("bfloat16", False)
+    assert chosen(LLAMA_8B_Q4, gpu(8), **short) == ("bfloat16", True)
+
+
+def test_what_saves_nothing_is_not_packed() -> None:
+    assert not plan(LLAMA_8B_BF16, cpu(60), weights="packed", dtype="bfloat16").keeps_packed
+    halved = plan(LLAMA_8B_BF16, cpu(60), weights="packed", dtype="float32")
+    assert halved.keeps_packed
+    assert item(halved, "Weights") == (LLAMA_8B.num_parameters - 266_304) * 2
+    wide = dataclasses.replace(LLAMA_8B, stored=StoredSizes(wide_elements=LLAMA_8B.num_parameters))
+    assert not plan(wide, cpu(60), weights="packed", dtype="bfloat16").keeps_packed
+    assert not plan(LLAMA_8B, cpu(60), weights="packed").keeps_packed, "its sizes are not known"
+
+
+def test_refusals_of_packed_models_name_what_helps() -> None:
+    refused = plan(LLAMA_8B_Q4, cpu(6, total=8))
+    assert not refused.fits
+    assert refused.keeps_packed
+    remedy = refused.remedies[-1]
+    billions = float(re.search(r"([0-9.]+)B parameters", remedy)[1])  # type: ignore[index]
+    share = billions * 1e9 / LLAMA_8B.num_parameters
+    smaller = dataclasses.replace(
+        LLAMA_8B_Q4,
+        num_parameters=int(LLAMA_8B.num_parameters * share),
+        stored=StoredSizes(quantized_bytes=int(4_912_000_000 * share)),
+    )
+    slack = 0.06e9 * 4.9 / 8  # of rounding to a tenth of a billion
+    assert plan(smaller, cpu(6 + slack / GIB, total=8)).fits
+
+    unpacked = plan(LLAMA_8B_Q4, cpu(14, total=16), weights="unpacked")
+    assert "Keep the weights packed, which is slower." in unpacked.remedies
+    assert plan(LLAMA_8B_Q4, cpu(14, total=16), weights="packed").fits

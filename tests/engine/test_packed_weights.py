@@ -81,12 +81,24 @@ def packed_weights(model: Decoder) -> dict[str, PackedWeight]:
     return found
 
 
+def held_bytes(model: Decoder) -> int:
+    dense = [weight.nbytes for weight in model.parameters() if not weight.is_meta]
+    return sum(dense) + sum(weight.num_bytes for weight in packed_weights(model).values())
+
+
+def planned_bytes(path: Path) -> int:
+    stored = read_model_config(read_checkpoint(path)).stored
+    assert stored is not None
+    return stored.packed_bytes(4)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_folders(tmp_path: Path, kind: QuantizedKind) -> None:
     write_quantized_folder(tmp_path, kind)
     model = assert_same(tmp_path)
     packed = packed_weights(model)
     assert len(packed) == 2 * 7
+    assert held_bytes(model) == pytest.approx(planned_bytes(tmp_path), rel=0.03)
     assert all(isinstance(weight, PackedLinear) for weight in packed.values())
     assert model.lm_head is not None
     assert model.lm_head.packed is None, "float32 in the file"
@@ -125,8 +137,10 @@ def test_gguf(tmp_path: Path, ggml_type: GGMLType, tied: bool) -> None:
             )
             tensors[name] = (ggml_type, plain.view(torch.uint8).numpy())
     path = write_gguf(tmp_path / "tiny.gguf", model.metadata(), tensors)
-    packed = packed_weights(assert_same(path))
+    packed_model = assert_same(path)
+    packed = packed_weights(packed_model)
     assert len(packed) == 7 + (1 if tied else 2)
+    assert held_bytes(packed_model) == planned_bytes(path)
     for weight in packed.values():
         assert isinstance(weight, PackedBlocks)
         assert weight.ggml_type is ggml_type

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -43,6 +43,9 @@ class FileServer(ThreadingHTTPServer):
         self.ranges: list[str] = []
         """The Range header of each request."""
         self.num_bytes_sent = 0
+        self.arrived: Callable[[], int] | None = None
+        """Counts what the client has written: the server keeps `window_bytes` ahead at most."""
+        self.window_bytes = CHUNK_BYTES
         self.ended = threading.Event()
 
     @property
@@ -76,7 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in answer.headers.items():
             self.send_header(name, value)
         self.end_headers()
+        written = server.arrived() if server.arrived else 0
         for offset in range(0, len(body), CHUNK_BYTES):
+            if server.arrived is not None:
+                wait_for_client(server.arrived, written + offset - server.window_bytes)
             chunk = body[offset : offset + CHUNK_BYTES]
             if answer.drop_after is not None and offset >= answer.drop_after:
                 return
@@ -90,6 +96,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_request(self, code: object = "-", size: object = "-") -> None:
         """Says nothing."""
+
+
+def wait_for_client(arrived: Callable[[], int], wanted_bytes: int) -> None:
+    """Waits until so much has arrived, or for a client that has nothing more to tell.
+
+    What a system holds back in its buffers for a client that is slow, because the machine is busy,
+    is lost when the client is killed. That is no fault of the client, and not what is tested.
+    """
+    end = time.monotonic() + 0.25
+    while arrived() < wanted_bytes and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,12 @@ import socket
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.hub.file_server import wait_for_client
 
 COMMIT = "a" * 39 + "1"
 TOKEN = "hf_test"
@@ -75,6 +77,9 @@ class HubServer:
         self.chunk_bytes = CHUNK_BYTES
         self.send_buffer_bytes = 0
         """What the system may hold back of what is sent; 0: as much as it likes."""
+        self.arrived: Callable[[], int] | None = None
+        """Counts what the client has written: the server keeps `window_bytes` ahead at most."""
+        self.window_bytes = 4 * CHUNK_BYTES
         self.ranges: list[str] = []
         self.requested: list[str] = []
         """The path of each request for a file's bytes."""
@@ -185,12 +190,15 @@ class _Handler(BaseHTTPRequestHandler):
         if is_part:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
         self.end_headers()
+        written = hub.arrived() if hub.arrived else 0
         for offset in range(start, end, hub.chunk_bytes):
             if fault.drop_after is not None and offset - start >= fault.drop_after:
                 return
             if fault.stall_after is not None and offset - start >= fault.stall_after:
                 hub.ended.wait(30)
                 return
+            if hub.arrived is not None:
+                wait_for_client(hub.arrived, written + offset - start - hub.window_bytes)
             chunk = content[offset : min(offset + hub.chunk_bytes, end)]
             self.wfile.write(chunk)
             hub.num_bytes_sent += len(chunk)

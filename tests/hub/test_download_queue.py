@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from octavo.errors import DownloadError, StorageError
-from octavo.hub.download_queue import OFFLINE, Download, DownloadQueue, DownloadState
+from octavo.hub.download_queue import OFFLINE, TICK_S, Download, DownloadQueue, DownloadState
 from octavo.jobs import JobControl, Progress
 
 KIB = 1024
@@ -30,6 +30,8 @@ class FakeTransfer:
     errors: dict[str, Exception] = field(default_factory=dict)
     discarded: list[str] = field(default_factory=list)
     pace_s: float = 0.01
+    silent: str = ""
+    """Of this label nothing more arrives for long."""
     room_error: StorageError | None = None
     running: int = 0
     most_running: int = 0
@@ -42,7 +44,7 @@ class FakeTransfer:
             size = self.sizes.get(download.label, 4 * KIB)
             control.report(Progress("Asking"))
             while self.arrived.setdefault(download.label, 0) < size:
-                control.wait(self.pace_s)
+                control.wait(600 if download.label == self.silent else self.pace_s)
                 if error := self.errors.pop(download.label, None):
                     raise error
                 self.arrived[download.label] += KIB
@@ -72,7 +74,7 @@ async def queue(tmp_path: Path, transfer: FakeTransfer) -> AsyncIterator[Downloa
     await queue.close()
 
 
-async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -115,14 +117,14 @@ async def test_pausing_takes_effect_at_once_and_the_next_one_begins(
     big = queue.add("acme/Tiny", "big")
     queue.add("acme/Tiny", "small")
     await until(lambda: transfer.arrived.get("big", 0) > 2 * KIB)
+    # The line is silent for long now: the next one begins only if the pause wakes the transfer.
+    transfer.silent = "big"
+    await asyncio.sleep(0.05)
     queue.pause(big.id)
     assert state_of(queue, "big") is DownloadState.PAUSED
-    stopped_at = time.monotonic()
-    await until(lambda: transfer.running == 0 or state_of(queue, "small") != "waiting")
-    assert time.monotonic() - stopped_at < 0.2
     await until(is_in(queue, "small", DownloadState.DONE))
     kept = transfer.arrived["big"]
-    transfer.sizes["big"] = kept + KIB
+    transfer.sizes["big"], transfer.silent = kept + KIB, ""
     queue.resume(big.id)
     await until(is_in(queue, "big", DownloadState.DONE))
     assert transfer.arrived["big"] == kept + KIB
@@ -134,11 +136,11 @@ async def test_cancel_deletes_what_has_arrived_after_the_thread_has_ended(
     transfer.sizes["big"] = 10_000 * KIB
     big = queue.add("acme/Tiny", "big")
     await until(lambda: transfer.arrived.get("big", 0) > 0)
-    cancelled_at = time.monotonic()
+    transfer.silent = "big"
+    await asyncio.sleep(0.05)
     queue.cancel(big.id)
     assert queue.downloads == ()
     await until(lambda: transfer.discarded == ["big"])
-    assert time.monotonic() - cancelled_at < 0.3
     assert transfer.arrived == {}
 
 
@@ -199,7 +201,7 @@ async def test_the_rate_falls_to_nothing_when_nothing_arrives(
     assert left is not None
     assert left > 0
     transfer.pace_s = 60
-    await until(lambda: queue.downloads[0].bytes_per_second == 0, within_s=2)
+    await until(lambda: queue.downloads[0].bytes_per_second == 0)
     assert queue.downloads[0].seconds_left is None
     assert queue.downloads[0].done_bytes > 0
 
@@ -230,8 +232,10 @@ async def test_changes_are_told_at_most_about_ten_times_a_second(
         num_changes += 1
 
     queue.changed.connect(count)
-    await asyncio.sleep(0.6)
-    assert 1 <= num_changes <= 8
+    began = time.monotonic()
+    await until(lambda: transfer.arrived.get("a", 0) > 100 * KIB)
+    await asyncio.sleep(6 * TICK_S)
+    assert 1 <= num_changes <= (time.monotonic() - began) / TICK_S + 2
 
 
 async def test_offline_nothing_runs_until_it_is_switched_off(
@@ -240,8 +244,8 @@ async def test_offline_nothing_runs_until_it_is_switched_off(
     is_offline = True
     queue = DownloadQueue(tmp_path / "d.json", transfer, is_offline=lambda: is_offline)
     queue.add("acme/Tiny", "a")
+    await until(lambda: queue.downloads[0].stage == OFFLINE)
     await asyncio.sleep(0.05)
-    assert queue.downloads[0].stage == OFFLINE
     assert (queue.downloads[0].state, transfer.most_running) == (DownloadState.WAITING, 0)
     is_offline = False
     transfer.sizes["a"] = 10_000 * KIB
@@ -298,14 +302,14 @@ async def test_closing_leaves_a_thread_that_hangs(tmp_path: Path) -> None:
 
     class Hanging(FakeTransfer):
         def run(self, download: Download, control: JobControl) -> Path:
-            goes_on.wait(20)
+            goes_on.wait(100)
             return super().run(download, control)
 
     queue = DownloadQueue(tmp_path / "d.json", Hanging())
     queue.add("acme/Tiny", "a")
     began = time.monotonic()
     await queue.close()
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 50, "it did not wait for the thread"
     assert DownloadQueue(tmp_path / "d.json", Hanging()).downloads[0].state == "waiting"
     goes_on.set()
 

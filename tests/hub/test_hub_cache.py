@@ -196,7 +196,7 @@ def test_the_library_and_octavo_wait_for_each_other(
     while not hub.requested:
         pass
     pull("Q8_0")
-    first.join(10)
+    first.join(60)
     assert hub.requested == ["tiny-Q8_0.gguf"]
 
 

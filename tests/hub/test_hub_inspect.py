@@ -14,7 +14,7 @@ from octavo.hub.hub_inspect import inspect_variant
 from octavo.hub.hugging_face import HuggingFace
 from octavo.jobs import JobCancelled, JobControl
 from tests.hub.hub_server import TOKEN, Fault, HubServer, Repo, serving_hub
-from tests.hub.test_hub_pull import IMPATIENT
+from tests.hub.test_hub_pull import PATIENT
 from tests.support.gguf_files import TinyLlama, write_gguf, write_split_llama, write_tiny_llama
 from tests.support.model_folders import write_model_folder
 
@@ -41,7 +41,7 @@ def inspect(
     repository = hub.repository(HubAddress(NAME))
     variant = choose_variant(HubAddress(NAME), repository)
     return inspect_variant(
-        hub, repository, variant, cache_dir, control or JobControl(), patience=IMPATIENT
+        hub, repository, variant, cache_dir, control or JobControl(), patience=PATIENT
     )
 
 

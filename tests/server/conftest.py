@@ -13,6 +13,7 @@ from octavo.engine.config import EngineConfig
 from octavo.host import ModelHost
 from octavo.hub.library import ModelLibrary
 from octavo.running import RunningModels
+from octavo.server import thread as thread_module
 from octavo.server.thread import ServerThread
 from tests.support.gguf_files import write_tiny_llama
 
@@ -27,11 +28,18 @@ class Served:
     url: str
 
 
-def wait_until(is_so: Callable[[], bool], timeout_s: float = 5.0) -> None:
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 30.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def _time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a stop ends by itself is tested, not that a busy machine is done within seconds."""
+    monkeypatch.setattr(thread_module, "STOP_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(thread_module, "START_TIMEOUT_S", 60.0)
 
 
 @pytest.fixture(scope="session")

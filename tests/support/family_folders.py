@@ -39,6 +39,15 @@ GPT_OSS = {
         "original_max_position_embeddings": 32,
     },
 }
+SHAPE = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2}
+"""Of variants that do not say otherwise."""
+ODD = {
+    "hidden_size": 40,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 1,
+    "head_dim": 10,
+}
+"""An odd number of queries to a key, and heads that are not parts of the hidden size."""
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("llama", {}),
     ("llama", {"rope_parameters": LLAMA3, "mlp_bias": True, "attention_bias": True}),
@@ -103,8 +112,26 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True, "head_dim": 12}),
     ("qwen3_moe", {**EXPERTS, "decoder_sparse_step": 2, "head_dim": 12}),
+    ("mistral", {**ODD, "sliding_window": 200}),
+    ("mixtral", {**ODD, "num_local_experts": 4, "sliding_window": 200}),
+    ("qwen2", ODD),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 200, "max_window_layers": 1}),
+    ("qwen2_moe", {**ODD, **EXPERTS, "shared_expert_intermediate_size": 32}),
+    ("qwen3", ODD),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 200, "max_window_layers": 2}),
+    ("qwen3_moe", {**ODD, **EXPERTS, "norm_topk_prob": True}),
+    ("phi3", {**ODD, "sliding_window": 200}),
+    ("gemma", ODD),
+    ("gemma3_text", {**ODD, "num_hidden_layers": 6, "sliding_window": 200}),
+    ("granite", ODD),
+    ("olmo2", ODD),
+    ("smollm3", {**ODD, "num_hidden_layers": 4}),
     ("gpt_oss", {**GPT_OSS, "sliding_window": 8}),
-    ("gpt_oss", {**GPT_OSS, "num_attention_heads": 7, "num_key_value_heads": 1}),
+    (
+        "gpt_oss",
+        {**GPT_OSS, "sliding_window": 200, "num_attention_heads": 7, "num_key_value_heads": 1},
+    ),
 )
 
 
@@ -117,11 +144,9 @@ def write_family_folder(folder: Path, model_type: str, **options: Any) -> PreTra
     torch.manual_seed(0)
     values = {
         "vocab_size": VOCAB_SIZE,
-        "hidden_size": 48,
         "intermediate_size": 80,
         "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
+        **SHAPE,
         "max_position_embeddings": 128,
         "bos_token_id": 1,
         "eos_token_id": 2,

@@ -38,7 +38,8 @@ def write_family_gguf(path: Path, model: PreTrainedModel, *, quantizes: bool = F
     _add_extras(writer, config, architecture)
     for name, weight in _tensors(model, architecture, head_dim):
         values = weight.contiguous().numpy()
-        if quantizes and weight.ndim > 1 and weight.shape[-1] % 32 == 0:
+        is_matrix = weight.ndim > 1 and name.endswith(".weight")
+        if quantizes and is_matrix and weight.shape[-1] % 32 == 0:
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
         else:
@@ -51,6 +52,18 @@ def write_family_gguf(path: Path, model: PreTrainedModel, *, quantizes: bool = F
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def round_to_blocks(model: PreTrainedModel) -> None:
+    """Gives a model the values that `write_family_gguf` keeps of it in Q8_0."""
+    kind = gguf.GGMLQuantizationType.Q8_0
+    for name, weight in model.state_dict().items():
+        # Experts of gpt-oss lie the other way round.
+        is_turned = model.config.model_type == "gpt_oss" and name.endswith("_proj")
+        rows = weight.transpose(1, 2) if is_turned else weight
+        if rows.ndim > 1 and len(rows) > 1 and rows.shape[-1] % 32 == 0 and "_bias" not in name:
+            stored = gguf.quants.quantize(rows.contiguous().numpy(), kind)
+            rows.copy_(torch.from_numpy(gguf.quants.dequantize(stored, kind)))
 
 
 def _ropes(config: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 import pytest
+import pytestqt.plugin
 from PySide6.QtCore import QEvent
 from PySide6.QtWidgets import QApplication
 
@@ -42,18 +43,16 @@ def qapp(app: QApplication) -> QApplication:
     return app
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call() -> Iterator[None]:
-    """Hides what a test has shown before anything else happens, as Octavo does when it is closed.
+@pytest.fixture(autouse=True, scope="session")
+def _no_events_without_a_loop() -> Iterator[None]:
+    """Qt's events run within asyncio's loop alone, as they do in Octavo.
 
-    pytest-qt runs Qt's events after each test with no asyncio loop around them: the timer of a
-    window that is still shown would begin work there.
+    pytest-qt runs them between a test's set-up, call and end, too, when no loop runs: on a slow
+    machine a timer of the window is due just then, and what it spawns fails.
     """
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pytestqt.plugin, "_process_events", lambda: None)
         yield
-    finally:
-        for widget in QApplication.topLevelWidgets():
-            widget.hide()
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +96,14 @@ def core(tmp_path: Path) -> FakeCore:
     return FakeCore(tmp_path)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 3.0) -> None:
+async def settled() -> None:
+    """Lets Qt work off what it has posted: layouts ask for layouts, a few rounds deep."""
+    for _ in range(10):
+        QApplication.sendPostedEvents()
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     """Waits in the running loop; qtbot's waiters would nest a second one and stop asyncio."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 (any condition, from any signal)

@@ -77,7 +77,7 @@ class FakeHub:
     ) -> list[HubModel]:
         self.searches.append((text, sort, kind))
         if text in self.gates:
-            self.gates[text].wait(3)
+            self.gates[text].wait(60)
         if self.error is not None:
             raise self.error
         return self.results.get(text, [])[:limit]

@@ -11,17 +11,10 @@ import pytest
 from octavo.hub.library import LibraryModel
 from octavo.paths import AppPaths
 from octavo.ui.desktop import load_last_model
+from tests.test_architecture import NOT_BEFORE_PAINT
 from tests.ui.fakes import FakeCore, make_model
 
-IMPORT = """
-import json, sys
-import octavo.ui.desktop
-print(json.dumps([name for name in ("torch", "triton", "transformers") if name in sys.modules]))
-"""
-
 RUN = """
-import time
-started_at = time.perf_counter()
 import json, os, signal, sys
 from octavo.paths import AppPaths
 from octavo.ui import desktop
@@ -31,8 +24,7 @@ seen = {}
 class FirstPaint(desktop.FirstPaint):
     async def wait(self):
         await super().wait()
-        seen["paint_s"] = time.perf_counter() - started_at
-        seen["torch_at_paint"] = "torch" in sys.modules
+        seen["modules_at_paint"] = list(sys.modules)
         how = sys.argv[1]
         if how == "close":
             self._window.close()
@@ -58,16 +50,12 @@ def run_python(source: str, *arguments: str) -> Any:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_the_window_can_be_made_without_torch() -> None:
-    assert run_python(IMPORT) == []
-
-
 @pytest.mark.parametrize("how", ["close", "SIGTERM", "SIGINT"])
 def test_the_window_opens_at_once_and_every_end_is_clean(paths: AppPaths, how: str) -> None:
     seen = run_python(RUN, how)
     assert seen["status"] == 0
-    assert seen["torch_at_paint"] is False
-    assert seen["paint_s"] < 3.0, "the aim is 1 s; this leaves room for a busy machine"
+    # How long it takes is measured by `pytest -s -m slow tests/ui/test_real_display.py`.
+    assert not set(seen["modules_at_paint"]) & NOT_BEFORE_PAINT
     assert (paths.data_dir / "window.ini").exists()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import pytest
 from PySide6.QtCore import QEventLoop, QTimer
 from PySide6.QtWidgets import QApplication
 
@@ -39,13 +40,9 @@ async def test_call_later_returns_a_handle_with_its_time() -> None:
 
 
 async def test_timeouts_fire() -> None:
-    started_at = time.perf_counter()
-    try:
+    with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.02):
-            await asyncio.sleep(5)
-    except TimeoutError:
-        pass
-    assert time.perf_counter() - started_at < 1
+            await asyncio.sleep(600)
 
 
 async def test_work_on_a_thread_comes_back() -> None:

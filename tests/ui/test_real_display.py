@@ -79,16 +79,17 @@ def run_app(display: str) -> dict[str, object]:
     return seen
 
 
-def test_the_window_is_painted_on_a_real_screen_within_a_second(
-    paths: AppPaths, display: str
-) -> None:
-    # The best of three, for the machine may be busy with something else.
-    runs = [run_app(display) for _ in range(3)]
-    for seen in runs:
-        assert seen["platform"] == "xcb"
-        assert seen["status"] == 0
-        assert isinstance(seen["num_colours"], int)
-        assert seen["num_colours"] > 5, "the screen is not one empty plane"
-    best_s = min(float(str(seen["paint_s"])) for seen in runs)
-    print(f"first paint on a real screen after {best_s:.2f} s (best of {len(runs)})")
-    assert best_s < 1.0
+def test_the_window_is_painted_on_a_real_screen(paths: AppPaths, display: str) -> None:
+    seen = run_app(display)
+    assert seen["platform"] == "xcb"
+    assert seen["status"] == 0
+    assert isinstance(seen["num_colours"], int)
+    assert seen["num_colours"] > 5, "the screen is not one empty plane"
+
+
+@pytest.mark.slow
+def test_the_window_is_painted_within_a_second(paths: AppPaths, display: str) -> None:
+    """Measures this machine as it is now; what costs the time is watched by the other tests."""
+    runs_s = sorted(float(str(run_app(display)["paint_s"])) for _ in range(5))
+    print(f"first paint on a real screen after {runs_s[2]:.2f} s (median of {runs_s})")
+    assert runs_s[2] < 1.0

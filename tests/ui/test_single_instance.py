@@ -37,7 +37,7 @@ def asked(argument):
 
 instance.asked.connect(asked)
 print("first", flush=True)
-QTimer.singleShot(20000, app.quit)
+QTimer.singleShot(90_000, app.quit)
 app.exec()
 """
 
@@ -61,7 +61,7 @@ def read_line(process: Process) -> str:
 
 def end(process: Process, number: signal.Signals) -> None:
     process.send_signal(number)
-    process.wait(10)
+    process.wait(60)
     assert process.stdout is not None
     process.stdout.close()
 
@@ -78,7 +78,7 @@ def first(tmp_path: Path) -> Iterator[Process]:
 def test_a_second_start_hands_its_argument_over(first: Process, tmp_path: Path) -> None:
     second = start(tmp_path, "/models/größer.gguf")
     assert read_line(second) == "second"
-    assert second.wait(10) == 0
+    assert second.wait(60) == 0
     assert read_line(first) == "asked /models/größer.gguf"
     end(second, signal.SIGTERM)
 
@@ -181,7 +181,7 @@ def test_a_second_octavo_shows_the_first_ones_window(paths: AppPaths) -> None:
     assert json.loads(read_line(second)) == [0, []], "it opened no window"
     assert json.loads(read_line(first)) == [0, [["/models/a.gguf", "models"]]]
     for process in (first, second):
-        process.wait(20)
+        process.wait(60)
         assert process.stdout is not None
         process.stdout.close()
 

@@ -17,12 +17,15 @@ from octavo.cli.terminal import STARTER, make_core, print_table
 from octavo.cli.window import why_no_window
 from octavo.core import Core
 from octavo.engine.device import Device, detect_devices
+from octavo.engine.families import FAMILIES
+from octavo.engine.support import FORMATS, Evidence, evidence
 from octavo.monitor.inventory import InventoryCard, take_inventory
 from octavo.paths import AppPaths
 from octavo.units import format_bytes
 
 PACKAGES = ("torch", "pyside6-essentials", "qasync", "tokenizers", "nvidia-ml-py", "numpy")
 LOW_DISK_BYTES = 2 * 1024**3
+RUNNABLE = "Models that run"
 
 
 @dataclass(slots=True)
@@ -37,17 +40,36 @@ def doctor_verb(options: argparse.Namespace, paths: AppPaths) -> int:
     """`octavo doctor`: always 0; what is wrong is said, not signalled."""
     findings = examine(paths, make_core(options, paths))
     if options.json:
-        content = {**findings.sections, "advice": findings.advice}
+        runnable = {
+            family.covers: {stored.title: evidence(family, stored) for stored in FORMATS}
+            for family in FAMILIES
+        }
+        content = {**findings.sections, RUNNABLE: runnable, "advice": findings.advice}
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return 0
     for title, entries in findings.sections.items():
         print_table((title, ""), [(f"  {name}", value) for name, value in entries.items()])
         print()
+    _print_runnable()
     if not findings.advice:
         print("Everything Octavo needs is here.")
     for sentence in findings.advice:
         print(f"→ {sentence}")
     return 0
+
+
+def _print_runnable() -> None:
+    """Which families run from which formats, by how that is tested."""
+    print_table(
+        (RUNNABLE, *(stored.title for stored in FORMATS)),
+        [
+            (f"  {family.covers}", *(evidence(family, stored) for stored in FORMATS))
+            for family in FAMILIES
+        ],
+    )
+    for kind in (Evidence.LOGITS, Evidence.PARTS):
+        print(f"  {kind}: {kind.sentence}")
+    print()
 
 
 def examine(paths: AppPaths, core: Core) -> Findings:

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from octavo.checkpoint.header import read_checkpoint
 from octavo.cli.hub import pull_hub_model
 from octavo.cli.terminal import STARTER, find_model, make_core, print_table, pull_starter
 from octavo.core import Core
 from octavo.engine.checkpoint_parts import read_model_config
-from octavo.errors import OctavoError
+from octavo.engine.support import evidence, family_of, format_of
+from octavo.errors import OctavoError, UnsupportedModelError
 from octavo.hub.library import LibraryModel
 from octavo.hub.model_import import LinkKind, import_model
 from octavo.hub.model_removal import link_target
@@ -92,12 +94,18 @@ def show_verb(options: argparse.Namespace, paths: AppPaths) -> int:
     """`octavo show MODEL`: what it is, and the memory plan of a load."""
     core = make_core(options, paths)
     model = find_model(core, options.model)
+    support = _support(model)
     if model.problem:
+        if options.json:
+            print(json.dumps({"model": _as_json(model), "support": support}, indent=2))
+        elif support:
+            print_table((model.title, ""), list(support.items()))
         print(f"{model.name}: {model.problem}", file=sys.stderr)
         return 1
     plan = core.host.plan(model)
     if options.json:
-        print(json.dumps({"model": _as_json(model), "plan": asdict(plan)}, indent=2, default=str))
+        content = {"model": _as_json(model), "support": support, "plan": asdict(plan)}
+        print(json.dumps(content, indent=2, default=str))
         return 0
     print_table(
         (model.title, ""),
@@ -111,6 +119,7 @@ def show_verb(options: argparse.Namespace, paths: AppPaths) -> int:
             ("parameters", format_count(model.num_parameters)),
             ("context", f"{model.context_length:,} tokens"),
             ("licence", model.license or "not stated"),
+            *support.items(),
         ],
     )
     print(f"\nMemory plan on {plan.device.name}, {plan.dtype}")
@@ -119,6 +128,26 @@ def show_verb(options: argparse.Namespace, paths: AppPaths) -> int:
     print_table(("", "", ""), [*rows, ("total", format_bytes(plan.total_bytes), total)])
     print(f"\n{fit_sentence(core, model)}")
     return 0
+
+
+def _support(model: LibraryModel) -> dict[str, str]:
+    """Family and format of a model and how they are tested; empty if its header is damaged."""
+    try:
+        header = read_checkpoint(model.path)
+    except OctavoError:
+        return {}
+    family = family_of(header)
+    found = {"family": family.covers if family else f"{header.architecture}: none that runs"}
+    try:
+        stored = format_of(header)
+    except UnsupportedModelError as error:
+        return {**found, "format": header.quantization, "support": f"no: {error.message}"}
+    found["format"] = f"{stored.title}: {header.quantization}"
+    runs = family is not None and not model.problem
+    found["support"] = evidence(family, stored).sentence if runs else "does not run"
+    if header.left_out:
+        found["left out"] = header.left_out
+    return found
 
 
 def fit_sentence(core: Core, model: LibraryModel) -> str:

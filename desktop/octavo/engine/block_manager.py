@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 from octavo.engine.block_pool import NULL_BLOCK, BlockPool
 from octavo.engine.kv_groups import first_visible_block, most_window_blocks
-from octavo.engine.sequence import Sequence
+from octavo.engine.sequence import ScheduledSequence, Sequence
 
 _HASH_BYTES = 32
 
@@ -237,6 +237,24 @@ class BlockManager:
             block_hash = self._block_hash(sequence, index)
             for group, table in zip(self._groups, sequence.block_tables, strict=True):
                 group.pool.offer(table[index], block_hash)
+
+    def blocks_under_way(self, scheduled: ScheduledSequence) -> set[bytes]:
+        """The hashes of the blocks of a prompt that a step makes full."""
+        sequence = scheduled.sequence
+        if not self._enable_prefix_caching or scheduled.num_tokens == 1:
+            return set()
+        first = scheduled.start // self.block_size
+        last = (scheduled.start + scheduled.num_tokens) // self.block_size
+        return {self._block_hash(sequence, index) for index in range(first, last)}
+
+    def next_shared(self, sequence: Sequence) -> bytes | None:
+        """The hash of the first full block of a waiting sequence that the prefix cache lacks."""
+        if not self._enable_prefix_caching or not sequence.use_prefix_cache:
+            return None
+        index = self._num_cached_blocks(sequence)
+        if (index + 1) * self.block_size > sequence.num_tokens:
+            return None
+        return self._block_hash(sequence, index)
 
     def take_copies(self) -> tuple[tuple[int, int, int], ...]:
         """Returns the (group, source, destination) copies of the step just scheduled, once.

@@ -11,6 +11,8 @@ from octavo.checkpoint.header import CheckpointHeader
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_config_gguf import model_config_from_gguf
 from octavo.engine.model_config_hf import model_config_from_folder
+from octavo.engine.support import Evidence, evidence, family_of, format_of
+from octavo.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from octavo.engine.chat_template import ChatTemplate
@@ -25,8 +27,17 @@ def read_model_config(header: CheckpointHeader) -> ModelConfig:
         CheckpointError: a number is missing, out of range or contradicts another.
     """
     if isinstance(header, FolderHeader):
-        return model_config_from_folder(header)
-    return model_config_from_gguf(header)
+        config = model_config_from_folder(header)
+    else:
+        config = model_config_from_gguf(header)
+    family, stored = family_of(header), format_of(header)
+    if family is not None and evidence(family, stored) is Evidence.NONE:
+        raise UnsupportedModelError(
+            f"{header.path.name} is {family.covers} in {stored.title}, "
+            "a pair that Octavo does not run yet.",
+            hint="Choose another version of this model.",
+        )
+    return config
 
 
 def read_tokenizer(header: CheckpointHeader) -> "Tokenizer":

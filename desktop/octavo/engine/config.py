@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from octavo.errors import InvalidSettingsError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+CPU_KERNELS = ("auto", "off")
 WEIGHTS = ("auto", "packed", "unpacked")
 KV_DTYPES = ("auto", "float16", "bfloat16", "float8_e4m3", "int8")
 
@@ -33,6 +34,12 @@ class EngineConfig:
     max_model_len: int | None = None
     """Longest sequence in tokens; None: what the model was trained for."""
     enable_prefix_caching: bool = True
+    cpu_kernels: str = "auto"
+    """Whether compiled kernels run models on the CPU: `auto`, where they can, or `off`."""
+    cpu_threads: int | None = None
+    """Threads of those kernels; None: one for each core."""
+    kernel_cache_dir: str | None = None
+    """Where compiled kernels are kept; None: where Numba keeps what it compiles."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -42,6 +49,10 @@ class EngineConfig:
         if self.weights not in WEIGHTS:
             raise InvalidSettingsError(
                 f"weights is {self.weights!r}; it must be one of {', '.join(WEIGHTS)}."
+            )
+        if self.cpu_kernels not in CPU_KERNELS:
+            raise InvalidSettingsError(
+                f"cpu_kernels is {self.cpu_kernels!r}; it must be one of {', '.join(CPU_KERNELS)}."
             )
         if self.kv_dtype not in KV_DTYPES:
             raise InvalidSettingsError(
@@ -53,6 +64,7 @@ class EngineConfig:
             ("max_num_batched_tokens", 1),
             ("max_model_len", 1),
             ("num_kv_blocks", 2),
+            ("cpu_threads", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional
 
 from octavo.engine.attention.base import AttentionMetadata, WindowTables
 from octavo.engine.attention.triton_attention import TritonAttention
@@ -88,7 +87,7 @@ class CudaExecutor:
                 windows=self._windows,
                 max_num_seqs=max_num_seqs,
                 max_blocks=num_blocks_for(plan.max_model_len, plan.block_size),
-                captures=self._device.type == "cuda" and not self._fused.has_experts,
+                captures=self._device.type == "cuda" and self._fused.can_be_captured,
             )
 
     @property
@@ -99,9 +98,22 @@ class CudaExecutor:
         self._kv_cache.copy_blocks(copies)
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:
+        return self._forward(inputs, sampled_only=False)
+
+    def forward_sampled(self, inputs: StepInputs) -> torch.Tensor:
+        return self._forward(inputs, sampled_only=True)
+
+    def _forward(self, inputs: StepInputs, *, sampled_only: bool) -> torch.Tensor:
         groups = [array for one in inputs.groups for array in (one.slot_mapping, one.block_tables)]
-        token_ids, positions, cu_seqlens_q, context_lens, *tables = stage(
-            [inputs.token_ids, inputs.positions, inputs.cu_seqlens_q, inputs.context_lens, *groups],
+        token_ids, positions, cu_seqlens_q, context_lens, rows, *tables = stage(
+            [
+                inputs.token_ids,
+                inputs.positions,
+                inputs.cu_seqlens_q,
+                inputs.context_lens,
+                inputs.logits_indices,
+                *groups,
+            ],
             self._device,
         )
         (slot_mapping, block_tables), *others = zip(tables[::2], tables[1::2], strict=True)
@@ -119,14 +131,13 @@ class CudaExecutor:
                 window: WindowTables(*pair) for window, pair in zip(windows, others, strict=True)
             },
         )
-        hidden = functional.embedding(token_ids, self._model.model.embed_tokens.weight)
-        if (scale := self._model.model.embed_tokens.scale) is not None:
-            hidden *= scale
+        hidden = self._model.model.embed_tokens(token_ids)
         return self._fused.run(
             hidden,
             self._rotations(positions),
             self._kv_cache.layers,
             self._attention.prepare(metadata),
+            rows=rows if sampled_only and len(rows) < len(token_ids) else None,
         )
 
     def decode(self, step: DecodeStep) -> torch.Tensor:

@@ -98,6 +98,7 @@ class DecodeGraphs:
 
         # In the order of the rows of a step; a smaller step uses the beginning of each.
         self._packed = zeros((3 + num_groups) * max_num_seqs, dtype=torch.int32)
+        self._token_ids = zeros(max_num_seqs, dtype=torch.int64)
         self._table_rows = zeros(max_num_seqs, dtype=torch.int32)
         self._context_lens = zeros(max_num_seqs, dtype=torch.int32)
         self._slots = zeros(num_groups * max_num_seqs, dtype=torch.int64)
@@ -227,19 +228,23 @@ class DecodeGraphs:
                 for cosines, sines in zip(self._cosines, self._sines, strict=True)
             ),
             hidden=self._hidden[:size],
+            token_ids=self._token_ids[:size],
         )
         step = self._attention_step(inputs, size)
+        is_packed = self._embedding.packed is not None
 
         def run_layers() -> None:
             begin_step(
                 inputs,
-                self._embedding.weight,
+                None if is_packed else self._embedding.weight,
                 self._tables,
                 self._fused.rotation_rules,
                 block_size=self._attention.shape.block_size,
                 embedding_scale=self._embedding.scale,
                 overlap=self._attention.overlap,
             )
+            if is_packed:
+                inputs.hidden.copy_(self._embedding(inputs.token_ids))
             self._fused.run(
                 inputs.hidden,
                 inputs.rotations,

@@ -85,6 +85,12 @@ def choose_device(config: EngineConfig, devices: Sequence[Device]) -> Device:
     return best
 
 
+def default_cpu_threads() -> int:
+    """One for each core that this process may use; threads that share a core would wait for it."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
+
+
 def _cpu_device() -> Device:
     memory = psutil.virtual_memory()
     total_bytes, free_bytes = memory.total, memory.available

@@ -1,6 +1,7 @@
 """Engines for models of known shapes with random weights: speed does not depend on their values."""
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -8,6 +9,7 @@ from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, detect_devices
 from octavo.engine.engine import Engine
 from octavo.engine.executors import choose_executor
+from octavo.engine.layers.linear import FusedLinear, Linear
 from octavo.engine.load_report import LoadReport
 from octavo.engine.loading import assemble_engine
 from octavo.engine.memory import plan_memory
@@ -15,6 +17,9 @@ from octavo.engine.model_config import ModelConfig, RopeConfig
 from octavo.engine.models.decoder import Decoder, build_model
 from octavo.engine.tokenizer import Tokenizer, byte_alphabet, tokenizer_from_metadata
 from octavo.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from octavo.engine.models.fused_decoder import MakeMatrix
 
 WEIGHTS = ("bf16", "int4")
 
@@ -97,9 +102,16 @@ def load_dummy_engine(
     plan = plan_memory(model_config, config, choose_device(config, detect_devices()))
     plan.require_fit()
     tokenizer = _dummy_tokenizer(model_config.vocab_size)
+    if weights == "int4" and (plan.device.kind != "cuda" or plan.dtype != "bfloat16"):
+        raise InvalidInputError(
+            f"Dummy weights in int4 are for GPUs in bfloat16; this is {plan.device.name} in"
+            f" {plan.dtype}.",
+            hint="Choose bf16.",
+        )
     model = build_model(model_config, plan)
     _randomise(model)
-    executor = choose_executor(model, model_config, plan, config)
+    make_matrix = _make_int4(model) if weights == "int4" else None
+    executor = choose_executor(model, model_config, plan, config, make_matrix=make_matrix)
     engine = assemble_engine(executor, tokenizer, model_config, plan, config)
     report = LoadReport(
         plan=plan,
@@ -107,7 +119,7 @@ def load_dummy_engine(
         resident_growth_bytes=0,
         executor=executor.name,
         executor_reason=executor.reason,
-        weights_note=f"Random weights in {plan.dtype}.",
+        weights_note=f"Random weights in {weights}.",
     )
     return engine, report
 
@@ -120,6 +132,32 @@ def _randomise(model: Decoder) -> None:
             parameter.normal_(1.0, 0.1)
         else:
             parameter.normal_(0.0, parameter.shape[-1] ** -0.5)
+
+
+def _make_int4(model: Decoder) -> "MakeMatrix":
+    """Symmetric, in groups of 128; the output projection stays as it is, as quantisers leave it."""
+    from octavo.engine.kernels.triton.int4 import TILE, pack_int4
+    from octavo.engine.kernels.triton.launch import overlaps_launches
+    from octavo.engine.kernels.triton.matrices import DenseMatrix, Int4Matrix, Matrix
+
+    def make(linear: Linear | FusedLinear) -> Matrix:
+        assert linear.weight is not None
+        weight = linear.weight
+        overlap = overlaps_launches(weight.device)
+        if linear is model.lm_head:
+            return DenseMatrix(weight, linear.bias, overlap=overlap)
+        num_rows, num_columns = weight.shape
+        codes = torch.randint(0, 16, weight.shape, dtype=torch.uint8, device=weight.device)
+        scales = torch.rand(num_rows, num_columns // TILE, device=weight.device)
+        scales = (scales + 0.5) * num_columns**-0.5 / 4.6
+        # The dense weights would only take room from now on.
+        for part in linear.parts if isinstance(linear, FusedLinear) else [linear]:
+            part.weight = torch.nn.Parameter(part.weight.to("meta"), requires_grad=False)
+        if isinstance(linear, FusedLinear):
+            linear.forget_weight()
+        return Int4Matrix(pack_int4(codes, scales, -8 * scales), linear.bias, overlap=overlap)
+
+    return make
 
 
 def _dummy_tokenizer(vocab_size: int) -> Tokenizer:

@@ -58,6 +58,9 @@ class DeviceExecutor(Executor, Protocol):
     Steps run in the order in which they were asked for, and nothing here waits for the device.
     """
 
+    def forward_sampled(self, inputs: StepInputs) -> torch.Tensor:
+        """As `forward`, for the rows that are sampled from: [num_sampled, hidden_size]."""
+
     def decode(self, step: DecodeStep) -> torch.Tensor:
         """As `forward`, for steps of one token per sequence."""
 

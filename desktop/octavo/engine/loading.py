@@ -6,20 +6,21 @@ from pathlib import Path
 
 import psutil
 
-from octavo.checkpoint.header import read_checkpoint
+from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.engine.block_manager import BlockManager
 from octavo.engine.checkpoint_parts import read_model_config, read_tokenizer
 from octavo.engine.config import EngineConfig
-from octavo.engine.device import choose_device, detect_devices
+from octavo.engine.device import choose_device, default_cpu_threads, detect_devices
 from octavo.engine.engine import Engine
 from octavo.engine.executor import Executor
 from octavo.engine.executors import choose_executor
 from octavo.engine.kv_groups import kv_groups
 from octavo.engine.load_report import LoadReport
-from octavo.engine.memory import MemoryPlan, plan_memory
+from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_runner import ModelRunner
-from octavo.engine.models.decoder import build_model
+from octavo.engine.models.decoder import Decoder, build_model
+from octavo.engine.planning import kernel_forms, plan_load
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.weights.load import load_weights
@@ -41,20 +42,22 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
     control.report(Progress("Reading the model file"))
     header = read_checkpoint(path)
     model_config = read_model_config(header)
-    plan = plan_memory(model_config, config, choose_device(config, detect_devices()))
+    device = choose_device(config, detect_devices())
+    plan = plan_load(header, model_config, config, device)
     plan.require_fit()
     tokenizer = read_tokenizer(header)
+    if plan.uses_kernels:
+        _prepare_kernels(header, config, control)
     model = build_model(model_config, plan)
     load_weights(model, header, model_config, control)
-    control.report(Progress("Preparing the KV cache"))
-    executor = choose_executor(model, model_config, plan, config)
+    executor = _make_executor(model, model_config, plan, config, control)
     engine = assemble_engine(executor, tokenizer, model_config, plan, config)
     report = LoadReport(
         plan=plan,
         load_s=time.perf_counter() - started_at,
         resident_growth_bytes=psutil.Process().memory_info().rss - rss_before,
         executor=executor.name,
-        executor_reason=executor.reason,
+        executor_reason=" ".join(filter(None, (plan.why_not_kernels, executor.reason))),
         weights_note=_weights_note(model_config, plan),
         left_out_note=header.left_out,
     )
@@ -89,7 +92,40 @@ def assemble_engine(
     return Engine(runner, tokenizer, scheduler, block_manager, max_model_len=plan.max_model_len)
 
 
+def _prepare_kernels(header: CheckpointHeader, config: EngineConfig, control: JobControl) -> None:
+    # Imported here: what these modules import compiles the kernels.
+    from octavo.engine.kernels.cpu.preparation import prepare_kernels
+
+    def report(done: int, total: int) -> None:
+        control.report(Progress("Preparing the processor's kernels, once", done, total))
+
+    cache_dir = None if config.kernel_cache_dir is None else Path(config.kernel_cache_dir)
+    prepare_kernels(kernel_forms(header), cache_dir, report)
+
+
+def _make_executor(
+    model: Decoder,
+    model_config: ModelConfig,
+    plan: MemoryPlan,
+    config: EngineConfig,
+    control: JobControl,
+) -> Executor:
+    if not plan.uses_kernels:
+        control.report(Progress("Preparing the KV cache"))
+        return choose_executor(model, model_config, plan, config)
+    from octavo.engine.cpu_executor import CPUExecutor
+
+    control.report(Progress("Arranging the weights for the processor"))
+    num_threads = config.cpu_threads or default_cpu_threads()
+    return CPUExecutor(model, model_config, plan, config, num_threads=num_threads)
+
+
 def _weights_note(model_config: ModelConfig, plan: MemoryPlan) -> str:
+    if plan.uses_kernels:
+        return (
+            f"The file's {model_config.quantization} weights stay packed, arranged for the"
+            " processor's vectors, and are multiplied as they are."
+        )
     if plan.keeps_packed:
         return (
             f"The file's {model_config.quantization} weights stay packed as they are stored;"

@@ -25,7 +25,7 @@ MAX_GATHERED_TOKENS = 8192
 """Cached tokens gathered for one attention call, unless a single sequence is longer."""
 MAX_ATTENTION_SCORES = 2**25
 """Query-key pairs times heads of one attention call of a prefill chunk."""
-UNPACKED_SLAB_ELEMENTS = 2**20
+UNPACKED_SLAB_ELEMENTS = 2**19
 """Values of a packed matrix that are unpacked at a time, unless a single row is longer."""
 UNPACKED_DEVICE_SLAB_ELEMENTS = 2**23
 """The same on an accelerator, where few large steps are faster."""
@@ -75,6 +75,10 @@ class MemoryPlan:
     """Whether matrices lie in memory as the checkpoint stores them."""
     chosen_kv_dtype: str = "auto"
     """Of cached keys and values; `auto`: as `dtype`."""
+    uses_kernels: bool = False
+    """Whether compiled CPU kernels run the model, and not torch."""
+    why_not_kernels: str = ""
+    """If not, why, as a sentence."""
 
     @property
     def total_bytes(self) -> int:

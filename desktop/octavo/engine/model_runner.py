@@ -85,13 +85,8 @@ class ModelRunner:
         if _is_decode(batch):
             return self._launch_decode(executor, batch)
         inputs = self._batch.prepare(batch)
-        hidden = executor.forward(inputs)
         sampling = [item for item in inputs.sequences if item.needs_sample]
-        if len(sampling) < len(hidden):
-            rows = torch.from_numpy(inputs.logits_indices)
-            if hidden.is_cuda:
-                rows = rows.pin_memory()
-            hidden = hidden[rows.to(hidden.device, non_blocking=True)]
+        hidden = executor.forward_sampled(inputs)
         return self._choose(executor, hidden, sampling)
 
     @torch.inference_mode()

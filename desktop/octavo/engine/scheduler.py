@@ -1,7 +1,7 @@
 """Decides which sequences compute how many tokens in the next step."""
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from octavo.engine.block_manager import BlockManager
 from octavo.engine.request import FinishReason
@@ -115,11 +115,17 @@ class Scheduler:
                 budget -= scheduled[-1].num_tokens
 
         held: list[Sequence] = []
-        while budget > 0 and not preempted and (newcomer := self._admit_next(held)) is not None:
+        under_way = set().union(*map(self._block_manager.blocks_under_way, scheduled))
+        while budget > 0 and not preempted:
+            newcomer = self._admit_next(held, under_way)
+            if newcomer is None:
+                break
             scheduled.append(_schedule_tokens(newcomer, budget))
             budget -= scheduled[-1].num_tokens
-        for sibling in held:
-            self._enqueue(sibling)
+            if self._waiting:
+                under_way |= self._block_manager.blocks_under_way(scheduled[-1])
+        for one in held:
+            self._enqueue(one)
 
         return ScheduledBatch(
             sequences=tuple(scheduled),
@@ -252,13 +258,14 @@ class Scheduler:
         sequence.status = SequenceStatus.PREEMPTED
         self._enqueue(sequence)
 
-    def _admit_next(self, held: list[Sequence]) -> Sequence | None:
+    def _admit_next(self, held: list[Sequence], under_way: Set[bytes]) -> Sequence | None:
         """Starts the best waiting sequence; None if there is none or it has to wait.
 
         Nobody overtakes it, or a long prompt would wait for ever while short ones slip in. Only
-        siblings whose parent is about to be ready step aside, into `held`.
+        those for whom something is about to be ready step aside, into `held`: siblings, whose
+        parent's prompt it is, and whoever begins with blocks that this very step computes.
         """
-        sequence = self._peek_waiting(held)
+        sequence = self._peek_waiting(held, under_way)
         if sequence is None or len(self._running) == self._max_num_seqs:
             return None
         # One block in reserve for each running sequence, or it would soon preempt the newcomer.
@@ -271,11 +278,12 @@ class Scheduler:
         self._running[sequence.sequence_id] = sequence
         return sequence
 
-    def _peek_waiting(self, held: list[Sequence]) -> Sequence | None:
+    def _peek_waiting(self, held: list[Sequence], under_way: Set[bytes]) -> Sequence | None:
         while self._waiting:
             sequence = self._waiting[0][-1]
             if not sequence.is_finished:
-                if not sequence.waits_for_parent:
+                gains = under_way and self._block_manager.next_shared(sequence) in under_way
+                if not sequence.waits_for_parent and not gains:
                     return sequence
                 held.append(sequence)
             heapq.heappop(self._waiting)

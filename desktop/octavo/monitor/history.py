@@ -14,9 +14,20 @@ class Series:
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY) -> None:
         self._values: deque[float | None] = deque(maxlen=capacity)
+        # What may yet become the highest, falling, with the number of its append.
+        self._summits: deque[tuple[float, int]] = deque()
+        self._num_appended = 0
 
     def append(self, value: float | None) -> None:
         self._values.append(value)
+        self._num_appended += 1
+        summits = self._summits
+        if value is not None:
+            while summits and summits[-1][0] <= value:
+                summits.pop()
+            summits.append((value, self._num_appended))
+        if summits and summits[0][1] <= self._num_appended - len(self._values):
+            summits.popleft()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -34,7 +45,8 @@ class Series:
 
     @property
     def highest(self) -> float | None:
-        return max((value for value in self._values if value is not None), default=None)
+        """Known without a look through all values."""
+        return self._summits[0][0] if self._summits else None
 
 
 class GpuHistory:

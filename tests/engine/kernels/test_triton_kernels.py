@@ -218,6 +218,7 @@ def test_a_step_begins_from_its_packed_array() -> None:
         slots=torch.zeros(2, num_rows, dtype=torch.int64, device=DEVICE),
         rotations=(HeadRotation(random(num_rows, 3), random(num_rows, 3)),),
         hidden=random(num_rows, 24),
+        token_ids=torch.zeros(num_rows, dtype=torch.int64, device=DEVICE),
     )
     begin_step(
         inputs,
@@ -227,6 +228,7 @@ def test_a_step_begins_from_its_packed_array() -> None:
         block_size=block_size,
         embedding_scale=2.0,
     )
+    assert inputs.token_ids.tolist()[:3] == [7, 32, 9]
     assert inputs.table_rows.tolist() == [2, 0, 5, 0]
     assert inputs.context_lens.tolist() == [7, 4, 9, 0]
     assert inputs.slots.tolist() == [[46, 51, 52, -1], [86, 91, 92, -1]]

@@ -118,10 +118,10 @@ def test_a_configuration_as_published(tmp_path: Path) -> None:
     twin = make_model("gemma3")
     twin.save_pretrained(tmp_path)
     sparse = {
-        key: value for key, value in TEXT.items() if key not in ("head_dim", "num_key_value_heads")
+        **TEXT,
+        "model_type": "gemma3_text",
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
     }
-    sparse |= {"num_key_value_heads": 2, "head_dim": 16, "model_type": "gemma3_text"}
-    sparse["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
     content = {
         "architectures": ["Gemma3ForConditionalGeneration"],
         "model_type": "gemma3",

@@ -1,6 +1,7 @@
 """The chat page as a person uses it: send, stream, stop, answer again, switch, fail, go on."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
 from octavo.ui.widgets.dialogs import ConfirmDialog
 from tests.ui.chat.fakes import FakeChatCore
-from tests.ui.conftest import until
+from tests.ui.conftest import settled, until
 from tests.ui.fakes import MODELS
 
 MODEL = MODELS[0]
@@ -366,11 +367,13 @@ async def test_code_that_fits_a_narrower_window_gets_no_scroll_bar(
         (424, Qt.ScrollBarPolicy.ScrollBarAlwaysOff),
     ):
         page.view.resize(width, 500)
-        await asyncio.sleep(0.05)
         answer = page.view.view_of(1)
         assert answer is not None
         (code,) = answer.segments
         assert isinstance(code, CodeSegment)
+        find = code.editor.horizontalScrollBarPolicy
+        await until(functools.partial(lambda find, wanted: find() is wanted, find, policy))
+        await settled()
         assert code.editor.horizontalScrollBarPolicy() is policy, width
 
 
@@ -382,10 +385,10 @@ async def test_the_composer_stands_under_the_text_when_a_scroll_bar_comes(
     await until(lambda: len(page.transcript) == 2 and not page.composer.is_busy)
     long = page.conversation_id
     page.show_conversation(NEW_CONVERSATION)
-    await asyncio.sleep(0.05)
+    await until(lambda: not page.view.verticalScrollBar().isVisible())
     page.show_conversation(long)
-    await asyncio.sleep(0.05)
-    assert page.view.verticalScrollBar().isVisible()
+    await until(page.view.verticalScrollBar().isVisible)
+    await settled()
     answer = page.view.view_of(1)
     assert answer is not None
     text_left = answer.mapTo(page, QPoint(0, 0)).x()

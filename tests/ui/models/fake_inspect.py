@@ -22,7 +22,7 @@ class FakeInspect:
     ) -> CheckpointHeader:
         self.read.append(variant.label)
         if self.gate is not None:
-            self.gate.wait(3)
+            self.gate.wait(60)
         if variant.label in self.errors:
             raise self.errors[variant.label]
         num_parameters = int(self.num_parameters.get(variant.label, 1e9))

@@ -33,13 +33,13 @@ async def test_search_check_download_and_chat(
         page.open_search()
         assert server.hub_paths == []
         page.finder.search_for("tiny")
-        await until(lambda: page.finder.results.isVisible(), timeout_s=10)
+        await until(lambda: page.finder.results.isVisible())
         page.finder.results.rows[0].click()
         repository = page.finder.repository_view
-        await until(lambda: repository.take_button.isVisible(), timeout_s=10)
+        await until(lambda: repository.take_button.isVisible())
         assert repository.rows[0].verdict_button.text() == "Fits"
         repository.take_button.click()
-        await until(lambda: repository.rows[0].chat_button.isVisible(), timeout_s=10)
+        await until(lambda: repository.rows[0].chat_button.isVisible())
         (row,) = page.downloads.rows.values()
         assert row.text.startswith("Downloaded and checked")
         row.chat_button.click()

@@ -17,7 +17,7 @@ from octavo.ui.models.models_page import FIND, LIBRARY, ModelsPage
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
 from octavo.ui.widgets.toast import Toast
-from tests.ui.conftest import until
+from tests.ui.conftest import settled, until
 from tests.ui.fakes import MODELS, FakeCore
 from tests.ui.hub_fakes import make_download, make_hub_model, make_repository
 from tests.ui.models.fake_inspect import FakeInspect
@@ -253,8 +253,9 @@ async def test_nothing_is_wider_than_the_page_and_no_text_is_cut(
     await until(lambda: page.finder.repository_view.take_button.isVisible())
     for view in (FIND, LIBRARY):
         page.show_view(view)
+        await settled()
         with contextlib.suppress(TimeoutError):
-            await until(lambda: flaws(page) == [], timeout_s=0.5)
+            await until(lambda: flaws(page) == [], timeout_s=10)
         assert flaws(page) == []
 
 

@@ -15,7 +15,7 @@ from octavo.ui.monitor.card_table import NO_CARD
 from octavo.ui.monitor.monitor_page import MonitorPage
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
-from tests.ui.conftest import until
+from tests.ui.conftest import settled, until
 from tests.ui.fakes import GIB, FakeCore, make_gpu, make_reading
 from tests.ui.monitor.measure_cost import measure_cost
 
@@ -235,9 +235,10 @@ async def test_tiles_reflow(
 ) -> None:
     page.window().resize(width, 900)
     core.sampler.post(make_reading(gpus=[make_gpu()]))
-    await asyncio.sleep(0.02)
-    lefts = {tile.x() for tile in (page.cpu, page.memory, page.disk)}
-    assert len(lefts) == num_columns
+    tiles = (page.cpu, page.memory, page.disk)
+    await until(lambda: len({tile.x() for tile in tiles}) == num_columns)
+    await settled()
+    assert len({tile.x() for tile in tiles}) == num_columns
     body = page.scroll_area.widget()
     assert body is not None
     assert body.width() <= page.scroll_area.viewport().width()
@@ -261,7 +262,7 @@ async def test_figures_that_change_have_nothing_laid_out_anew(
     core.host.stats = stats
     for index in range(3):
         core.sampler.post(make_reading(index * 0.5, gpus=[make_gpu()]))
-        await asyncio.sleep(0.05)
+        await settled()
     counter = LayoutCounter()
     body = page.scroll_area.widget()
     assert body is not None
@@ -272,12 +273,12 @@ async def test_figures_that_change_have_nothing_laid_out_anew(
         )
         gpu = make_gpu(utilization_percent=index, vram_used_bytes=index * GIB, clock_sm_mhz=index)
         core.sampler.post(make_reading(index * 0.5, gpus=[gpu]))
-        await asyncio.sleep(0.02)
+        await settled()
     assert page.gpu_groups["GPU-1"].load.figure == "8 %"
     assert page.blocks.figures[0] == "8 blocks"
     assert counter.num_layouts == 0
     page.gpu_problem.set_text("A label.")
-    await asyncio.sleep(0.02)
+    await settled()
     assert counter.num_layouts > 0, "the test would see one"
 
 

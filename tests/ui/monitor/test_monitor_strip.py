@@ -1,6 +1,5 @@
 """The strip at the lower edge: what it says, what it leaves out; unseen it reads nothing."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -15,7 +14,7 @@ from octavo.ui.monitor.monitor_strip import HEIGHT, INTERVAL_S, MonitorStrip
 from octavo.ui.monitor.strip_parts import editions
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
-from tests.ui.conftest import until
+from tests.ui.conftest import settled, until
 from tests.ui.fakes import GIB, FakeCore, make_gpu, make_reading
 from tests.ui.monitor.measure_cost import measure_cost
 
@@ -101,8 +100,8 @@ async def test_a_narrow_window_has_the_most_important(
     core.host.stats = BUSY
     core.sampler.post(make_reading(1.0, gpus=[make_gpu()]))
     strip.window().resize(width, 60)
-    await asyncio.sleep(0.02)
-    assert strip.width() == width
+    await until(lambda: strip.width() == width)
+    await settled()
     left, part_width = strip._places(strip.parts)[-1]
     assert left + part_width <= width
     assert strip.parts[0].name == "GPU"

@@ -18,7 +18,7 @@ from octavo.ui.server.request_table import MAX_ENDED, MAX_LIVE, RequestTable
 from octavo.ui.server.server_page import ServerPage, describe_endpoint, make_example
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
-from tests.ui.conftest import until
+from tests.ui.conftest import settled, until
 from tests.ui.fakes import FakeCore, make_model, make_record
 
 
@@ -298,10 +298,11 @@ async def test_nothing_is_wider_than_the_window(
     core.server.board.live_records = [make_record()]
     page.refresh()
     page.window().resize(width, 900)
-    await asyncio.sleep(0.02)
     body = page.scroll_area.widget()
     assert body is not None
-    assert body.width() <= page.scroll_area.viewport().width()
     facts = page.requests.rows["one"]._facts
+    await until(lambda: facts.isVisible() == (width == 480))
+    await settled()
+    assert body.width() <= page.scroll_area.viewport().width()
     assert facts.isVisible() == (width == 480)
     assert facts.text().endswith("1,204 prompt, 96 output tokens · 41.2 tok/s")

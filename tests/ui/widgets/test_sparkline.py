@@ -1,5 +1,7 @@
 """The line without axes, the bar of parts and the switch."""
 
+from collections.abc import Sequence
+
 import pytest
 from PySide6.QtCore import QSize, Qt
 from PySide6.QtGui import QColor, QImage, QPainter
@@ -9,7 +11,7 @@ from PySide6.QtWidgets import QApplication
 from octavo.ui.theme import ThemeController
 from octavo.ui.tokens import DARK, LIGHT, Theme
 from octavo.ui.widgets.sparkline import LINE_WIDTH, Sparkline
-from octavo.ui.widgets.stacked_bar import StackedBar
+from octavo.ui.widgets.stacked_bar import paint_bar
 from octavo.ui.widgets.switch import Switch
 
 SIZE = QSize(100, 40)
@@ -106,20 +108,22 @@ def test_another_size_top_or_theme_is_drawn_anew(line: Sparkline) -> None:
     assert line.num_whole_drawings == 3
 
 
-def test_parts_of_a_bar_stand_side_by_side(app: QApplication, theme: ThemeController) -> None:
-    bar = StackedBar((0, 1, None))
-    bar.resize(200, 8)
-    bar.show_amounts((1, 2, 1))
-    image = bar.grab().toImage()
+def draw_bar(series: Sequence[int | None], amounts: Sequence[float]) -> QImage:
+    image = QImage(200, 8, QImage.Format.Format_ARGB32_Premultiplied)
+    painter = QPainter(image)
+    paint_bar(painter, image.rect(), series, amounts, LIGHT)
+    painter.end()
+    return image
+
+
+def test_parts_of_a_bar_stand_side_by_side(app: QApplication) -> None:
+    image = draw_bar((0, 1, None), (1, 2, 1))
     colors = [image.pixelColor(x, 4) for x in (25, 100, 175)]
     assert colors == [QColor(LIGHT.series[0]), QColor(LIGHT.series[1]), QColor(LIGHT.rule)]
 
 
-def test_a_bar_of_nothing_is_empty(app: QApplication, theme: ThemeController) -> None:
-    bar = StackedBar((0, None))
-    bar.resize(200, 8)
-    bar.show_amounts((0, 0))
-    assert bar.grab().toImage().pixelColor(100, 4) == QColor(LIGHT.rule)
+def test_a_bar_of_nothing_is_empty(app: QApplication) -> None:
+    assert draw_bar((0, None), (0, 0)).pixelColor(100, 4) == QColor(LIGHT.rule)
 
 
 def test_a_switch_is_turned_by_pointer_and_keyboard_and_looks_it(

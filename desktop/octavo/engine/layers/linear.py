@@ -129,6 +129,10 @@ class FusedLinear:
         """[sum of sizes]."""
         return self._bias
 
+    def forget_weight(self) -> None:
+        """Gives up the joint matrix, for whoever multiplies by a form of their own."""
+        self._weight = None
+
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """[num_tokens, in_features] to the outputs side by side: [num_tokens, sum of sizes]."""
         if self._weight is None:

@@ -28,7 +28,8 @@ class RotaryEmbedding(nn.Module):
         """
         super().__init__()
         self._inverse_frequencies = _scaled_frequencies(rope, max_model_len).to(device)
-        self._magnitude = rope.attn_factor
+        self.magnitude = rope.attn_factor
+        """On cosines and sines."""
         self._is_long = _is_long(rope, max_model_len)
 
         def divisors() -> nn.Parameter:
@@ -40,24 +41,19 @@ class RotaryEmbedding(nn.Module):
         self.short_factors = divisors() if has_lists else None
         self.long_factors = divisors() if has_lists else None
 
-    @property
-    def magnitude(self) -> float:
-        """Factor on cosines and sines."""
-        return self._magnitude
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines for [num_tokens] positions: each [num_tokens, 1, rotary_dim / 2]."""
+        angles = (positions.float().unsqueeze(1) * self.frequencies()).unsqueeze(1)
+        return angles.cos() * self.magnitude, angles.sin() * self.magnitude
 
     def frequencies(self) -> torch.Tensor:
-        """Angle per position of each pair of channels: [rotary_dim / 2], float32."""
+        """Radians for each position: [rotary_dim / 2], float32."""
         frequencies = self._inverse_frequencies
         longrope_factors = self.long_factors if self._is_long else self.short_factors
         for factors in (self.freq_factors, longrope_factors):
             if factors is not None:
                 frequencies = frequencies / factors
         return frequencies
-
-    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines for [num_tokens] positions: each [num_tokens, 1, rotary_dim / 2]."""
-        angles = (positions.float().unsqueeze(1) * self.frequencies()).unsqueeze(1)
-        return angles.cos() * self._magnitude, angles.sin() * self._magnitude
 
 
 def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:

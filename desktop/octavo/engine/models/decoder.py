@@ -119,9 +119,9 @@ class DecoderStack(nn.Module):
             keeps_packed=keeps_packed,
         )
         self.rotary_emb = RotaryEmbedding(config.rope, max_model_len=max_model_len, device=device)
-        self._local_rotary_emb = None
+        self.local_rotary_emb = None
         if config.local_rope is not None:
-            self._local_rotary_emb = RotaryEmbedding(
+            self.local_rotary_emb = RotaryEmbedding(
                 config.local_rope, max_model_len=max_model_len, device=device
             )
         self._has_window = [config.window(layer) is not None for layer in range(config.num_layers)]
@@ -134,9 +134,9 @@ class DecoderStack(nn.Module):
     @property
     def rotations(self) -> tuple[RotaryEmbedding, ...]:
         """Of the layers that see the whole context, and of those with a window if it differs."""
-        if self._local_rotary_emb is None:
+        if self.local_rotary_emb is None:
             return (self.rotary_emb,)
-        return self.rotary_emb, self._local_rotary_emb
+        return self.rotary_emb, self.local_rotary_emb
 
     def forward(
         self,
@@ -148,8 +148,8 @@ class DecoderStack(nn.Module):
         """[num_tokens, hidden_size], normalised."""
         hidden = self.embed_tokens(token_ids)
         rotation = local_rotation = self.rotary_emb(positions)
-        if self._local_rotary_emb is not None:
-            local_rotation = self._local_rotary_emb(positions)
+        if self.local_rotary_emb is not None:
+            local_rotation = self.local_rotary_emb(positions)
         for layer, has_window, cache in zip(
             self.layers, self._has_window, kv_cache.layers, strict=True
         ):

@@ -6,6 +6,7 @@ is because a kernel keeps in float32 what the modules write out between two oper
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from octavo.engine.layers.linear import FusedLinear, Linear
 from octavo.engine.layers.mlp import GatedMLP
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder, DecoderLayer
+from octavo.engine.models.gpu_matrices import ModuleMatrix, make_gpu_matrix
 
 MakeMatrix = Callable[[Linear | FusedLinear], Matrix]
 
@@ -80,26 +82,39 @@ class FusedDecoder:
         self._config = config
         self._overlap = overlap
         self._model = model
-        make = make_matrix or self._dense
+        dtype = model.model.norm.weight.dtype
+        make = make_matrix or partial(make_gpu_matrix, dtype=dtype, overlap=overlap)
         self._layers = [
             self._take_layer(model.model.layers[index], index, make)  # type: ignore[arg-type]
             for index in range(config.num_layers)
         ]
         self._final_norm = model.model.norm.weight
         head = model.lm_head
-        self._head: Matrix
-        if head is None:
-            self._head = DenseMatrix(model.model.embed_tokens.weight, overlap=overlap)
-        else:
+        self._head: Matrix | None = None
+        if head is not None:
             self._head = make(head)
+        elif model.model.embed_tokens.packed is None:
+            self._head = DenseMatrix(model.model.embed_tokens.weight, overlap=overlap)
         self.rotation_rules = tuple(
             RotationRule(rotary.frequencies(), rotary.magnitude) for rotary in model.model.rotations
         )
 
     @property
-    def has_experts(self) -> bool:
-        """Whether a layer has a feed-forward part of experts; its module waits for the device."""
-        return any(layer.experts is not None for layer in self._layers)
+    def can_be_captured(self) -> bool:
+        """Whether nothing in a step waits for the device or asks it anything.
+
+        Modules do: a feed-forward part of experts, and formats that are unpacked at each product.
+        """
+        if self._head is None or isinstance(self._head, ModuleMatrix):
+            return False
+        return not any(
+            layer.experts is not None
+            or isinstance(layer.qkv, ModuleMatrix)
+            or isinstance(layer.output, ModuleMatrix)
+            or isinstance(layer.gate_up, ModuleMatrix)
+            or isinstance(layer.down, ModuleMatrix)
+            for layer in self._layers
+        )
 
     def run(
         self,
@@ -108,6 +123,7 @@ class FusedDecoder:
         caches: Sequence[LayerCache],
         step: TritonAttentionStep,
         *,
+        rows: torch.Tensor | None = None,
         output: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """All layers and the last norm.
@@ -117,22 +133,29 @@ class FusedDecoder:
             rotations: of the step's tokens, one for each of `rotation_rules`.
             caches: of each layer.
             step: the attention's preparation for these tokens.
-            output: [num_tokens, hidden_size]; None: a new one.
+            rows: [num_rows], int64: tokens whose hidden states are wanted; the last layer spares
+                the others all but their keys and values. None: all tokens.
+            output: as what is returned; None: a new one.
 
         Returns:
-            [num_tokens, hidden_size], normalised.
+            [num_tokens or num_rows, hidden_size], normalised.
         """
         stream = _Stream(hidden)
-        run_layer = self._run_layer
-        if len(hidden) == 1 and self._config.norm_placement == "before" and not self.has_experts:
-            run_layer = self._run_layer_for_one
+        is_alone = len(hidden) == 1 and self._config.norm_placement == "before"
+        last = self._layers[-1]
         for layer, cache in zip(self._layers, caches, strict=True):
             rotation = None if layer.rotation is None else rotations[layer.rotation]
-            run_layer(layer, stream, rotation, cache, step)
+            if is_alone and layer.experts is None:
+                self._run_layer_for_one(layer, stream, rotation, cache, step)
+            else:
+                wanted = rows if layer is last else None
+                self._run_layer(layer, stream, rotation, cache, step, wanted)
         return self._add_norm(stream, self._final_norm, output=output)
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to logits as they leave the last matrix: [.., vocab_size]."""
+        if self._head is None:  # tied to a packed embedding
+            return self._model.model.embed_tokens.project(hidden)
         return self._head.multiply(hidden)
 
     def _run_layer(
@@ -142,13 +165,17 @@ class FusedDecoder:
         rotation: HeadRotation | None,
         cache: LayerCache,
         step: TritonAttentionStep,
+        rows: torch.Tensor | None = None,
     ) -> None:
         normed = self._add_norm(stream, layer.norm_before_attention)
         projected = self._split_heads(layer, layer.qkv.multiply(normed))
         attended = step.attend_projected(
             projected, cache, layer.rule, layer.sinks, rotation=rotation, norms=layer.head_norms
         )
-        stream.delta = layer.output.multiply(attended.reshape(len(normed), -1))
+        attended = attended.reshape(len(normed), -1)
+        if rows is not None:
+            attended, stream.hidden = attended[rows], stream.hidden[rows]
+        stream.delta = layer.output.multiply(attended)
         stream.delta_norm = layer.norm_after_attention
         normed = self._add_norm(stream, layer.norm_before_mlp)
         if layer.gate_up is None or layer.down is None:
@@ -244,9 +271,6 @@ class FusedDecoder:
     def _input_norm(self, weight: torch.Tensor) -> InputNorm:
         config = self._config
         return InputNorm(weight, config.rms_norm_eps, config.norm_offset, config.norm_in_float32)
-
-    def _dense(self, linear: Linear | FusedLinear) -> Matrix:
-        return DenseMatrix(linear.weight, linear.bias, overlap=self._overlap)
 
     def _take_layer(self, layer: DecoderLayer, index: int, make: MakeMatrix) -> _Layer:
         config = self._config

@@ -13,12 +13,12 @@ from octavo.monitor.engine_rate import EngineRate, EngineRateMeter
 from octavo.monitor.history import MachineHistory, Series, gpu_key
 from octavo.monitor.inventory import InventoryCard, take_inventory
 from octavo.monitor.readings import CpuReading, DiskReading, MachineReading, MemoryReading
+from octavo.ui.monitor.blocks_card import BlocksCard
 from octavo.ui.monitor.card_table import CardTable
 from octavo.ui.monitor.gpu_group import GpuGroup
 from octavo.ui.monitor.tiles import (
     HISTORY_CAPACITY,
     UNKNOWN,
-    BlocksCard,
     Tile,
     TileGrid,
     rounded_top,
@@ -196,7 +196,7 @@ class MonitorPage(ScrolledPage):
         num_columns = 3 if self.is_at_least(NARROW_BELOW) else 1
         self._machine_grid.set_columns(num_columns)
         self._engine_grid.set_columns(num_columns)
-        self.blocks.legend.set_columns(num_columns)
+        self.blocks.set_columns(num_columns)
         for group in self.gpu_groups.values():
             group.grid.set_columns(4 if is_wide else 2)
         self.cards.set_wide(is_wide)

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.engine.attention.base import AttentionRule, LayerCache
+from octavo.engine.layer_cache import AttentionRule, LayerCache
 from octavo.engine.kernels.triton.heads import (
     SAME,
     HeadNorms,

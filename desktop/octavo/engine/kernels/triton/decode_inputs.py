@@ -47,6 +47,8 @@ class DecodeInputs:
     """Of each `RotationRule`."""
     hidden: torch.Tensor
     """[num_rows, hidden_size]."""
+    token_ids: torch.Tensor
+    """[num_rows], int64: what the step computes, all resolved."""
 
 
 @triton.jit
@@ -59,11 +61,13 @@ def _begin_step(
     context_lens,
     slots,
     hidden,
+    token_ids,
     num_rows,
     group_stride,
     table_stride,
     hidden_size,
     embedding_scale,
+    EMBED: tl.constexpr,
     SCALE: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -79,6 +83,7 @@ def _begin_step(
         token = tl.load(sampled - 1 - token)
     # A row whose logits were not finite; the host has yet to hear of it.
     token = tl.maximum(token, 0)
+    tl.store(token_ids + row, token.to(tl.int64))
     tl.store(table_rows + row, table_row)
     tl.store(context_lens + row, position + 1)
     for group in tl.static_range(NUM_GROUPS):
@@ -90,6 +95,8 @@ def _begin_step(
             tl.store(slots + group * num_rows + row, slot)
         else:
             tl.store(slots + group * num_rows + row, tl.full([], -1, tl.int64))
+    if not EMBED:
+        return
     channels = tl.arange(0, BLOCK)
     exists = channels < hidden_size
     values = tl.load(embedding + token.to(tl.int64) * hidden_size + channels, mask=exists)
@@ -141,7 +148,7 @@ def rotate_positions(
 
 def begin_step(
     inputs: DecodeInputs,
-    embedding: torch.Tensor,
+    embedding: torch.Tensor | None,
     tables: torch.Tensor,
     rules: Sequence[RotationRule],
     *,
@@ -153,7 +160,7 @@ def begin_step(
 
     Args:
         inputs: of the step.
-        embedding: [vocab_size, hidden_size].
+        embedding: [vocab_size, hidden_size]; None: the hidden states are left as they are.
         tables: [num_groups, num_table_rows, max_blocks], int32: block tables of all sequences.
         rules: one for each of the inputs' rotations.
         block_size: tokens of a block.
@@ -164,17 +171,19 @@ def begin_step(
     _begin_step[(num_rows,)](
         inputs.packed,
         inputs.sampled,
-        embedding,
+        inputs.hidden if embedding is None else embedding,
         tables,
         inputs.table_rows,
         inputs.context_lens,
         inputs.slots,
         inputs.hidden,
+        inputs.token_ids,
         num_rows,
         tables.stride(0),
         tables.stride(1),
         hidden_size,
         1.0 if embedding_scale is None else embedding_scale,
+        EMBED=embedding is not None,
         SCALE=embedding_scale is not None,
         NUM_GROUPS=len(tables),
         BLOCK_SIZE=block_size,

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.engine.attention.base import LayerCache
+from octavo.engine.layer_cache import LayerCache
 from octavo.engine.kernels.triton.launch import follow, launch_options
 
 SAME, FLOAT8, INT8 = 0, 1, 2

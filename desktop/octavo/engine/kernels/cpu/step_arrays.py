@@ -1,0 +1,107 @@
+"""`StepArrays`: what a program's operations read about a step, kept where they find it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.engine.kernels.cpu import step_words as words
+from octavo.engine.kernels.cpu.attention import TILE_ROWS
+
+IntArray = npt.NDArray[Any]
+
+
+class StepArrays:
+    """The words of a step, and the arrays that they point at."""
+
+    def __init__(self, num_groups: int, group_size: int) -> None:
+        """Args:
+        num_groups: KV groups of the model.
+        group_size: query heads that share a key head; one decode is one tile.
+        """
+        assert group_size <= TILE_ROWS
+        self._group_size = group_size
+        self._words = np.zeros(words.num_step_words(num_groups), dtype=np.int64)
+        self._words[words.ONE] = 1
+        # Tiles of steps in which every sequence has one token, made once.
+        self._decode_tiles = _tiles(np.ones(0, dtype=np.int64), group_size)
+        self._kept: list[IntArray] = []
+
+    @property
+    def address(self) -> int:
+        return self._words.ctypes.data
+
+    def fill(
+        self,
+        token_ids: IntArray,
+        positions: IntArray,
+        cu_seqlens_q: IntArray,
+        num_decode: int,
+        groups: Sequence[tuple[IntArray, IntArray]],
+    ) -> None:
+        """Takes over a step's arrays, which are kept until the next step's.
+
+        Args:
+            token_ids: [num_tokens], int64.
+            positions: [num_tokens], int64.
+            cu_seqlens_q: [num_seqs + 1], int32.
+            num_decode: sequences at the front with one token each.
+            groups: slot mapping, [num_tokens] int64, and block tables, [num_seqs, max_blocks]
+                int32, of each KV group.
+        """
+        num_seqs = len(cu_seqlens_q) - 1
+        tiles = self._tiles(cu_seqlens_q, num_decode == num_seqs)
+        self._kept = [token_ids, positions, cu_seqlens_q, *tiles]
+        step = self._words
+        step[words.NUM_TOKENS] = len(token_ids)
+        step[words.NUM_DECODE] = num_decode
+        step[words.NUM_PREFILL_TOKENS] = len(token_ids) - num_decode
+        step[words.NUM_TILES] = len(tiles[0])
+        for word, array in zip(
+            (
+                words.TOKEN_IDS,
+                words.POSITIONS,
+                words.FIRST_TOKENS,
+                words.TILE_SEQUENCES,
+                words.TILE_STARTS,
+            ),
+            self._kept,
+            strict=True,
+        ):
+            assert array.flags.c_contiguous
+            step[word] = array.ctypes.data
+        for number, (slots, tables) in enumerate(groups):
+            tables = np.ascontiguousarray(tables)
+            first = words.FIRST_GROUP + words.GROUP_WORDS * number
+            step[first + words.SLOTS] = slots.ctypes.data
+            step[first + words.TABLES] = tables.ctypes.data
+            step[first + words.TABLE_BYTES] = tables.strides[0]
+            self._kept += [slots, tables]
+
+    def want_rows(self, num_rows: int) -> None:
+        """Says of how many rows logits are wanted."""
+        self._words[words.NUM_ROWS] = num_rows
+
+    def _tiles(self, cu_seqlens_q: IntArray, is_decode: bool) -> tuple[IntArray, IntArray]:
+        if not is_decode:
+            return _tiles(np.diff(cu_seqlens_q), self._group_size)
+        num_seqs = len(cu_seqlens_q) - 1
+        if len(self._decode_tiles[0]) < num_seqs:
+            self._decode_tiles = _tiles(np.ones(2 * num_seqs, dtype=np.int64), self._group_size)
+        sequences, starts = self._decode_tiles
+        return sequences[:num_seqs], starts[:num_seqs]
+
+
+def _tiles(query_lens: IntArray, group_size: int) -> tuple[IntArray, IntArray]:
+    """Whose tile it is and where it begins: [num_tiles], int32 each.
+
+    Args:
+        query_lens: [num_seqs]; tokens of each sequence.
+        group_size: rows of each token.
+    """
+    counts = -(-query_lens * group_size // TILE_ROWS)
+    sequences = np.repeat(np.arange(len(query_lens)), counts)
+    first_tiles = np.cumsum(counts) - counts
+    starts = (np.arange(len(sequences)) - first_tiles[sequences]) * TILE_ROWS
+    return sequences.astype(np.int32), starts.astype(np.int32)

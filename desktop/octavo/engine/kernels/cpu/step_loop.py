@@ -1,0 +1,155 @@
+"""The loop that all threads run through a program's operations together, without the GIL.
+
+An operation is cut into portions; whoever is free takes the next one, so that a fast core takes
+more of them and a thread that the system has put aside holds up nothing but its own portion. Who
+finishes an operation's last portion opens the next operation.
+
+The threads meet in one word, `CURRENT`: a serial number of the operation and, in its lowest bits,
+the next portion. It only ever changes by compare-and-exchange or from the thread that finished the
+operation, and so what it was read with (which operation, how many portions) was true if taking a
+portion succeeds. Threads need not arrive: a program runs to its end with one of them.
+"""
+
+from numba import int64, njit, uint64
+
+from octavo.engine.kernels.cpu.atomics import compare_exchange, yield_thread
+from octavo.engine.kernels.cpu.simd import (
+    at,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    call_kernel,
+    pause,
+    read_i64,
+    read_u64,
+    write_i64,
+)
+
+CONTROL_WORDS = 32
+# Words of the control block. What everybody writes has a cache line of its own.
+_CURRENT = 0
+_DONE = 8
+_OPERATION = 16  # its address; 0: nothing to do
+_PORTIONS = 17
+_END = 18  # where the program's operations end
+_STEP = 19
+
+OPERATION_WORDS = 32
+# Words of an operation; kernels have the others for themselves.
+KERNEL = 0
+"""Address of a C function of `KERNEL_SIGNATURE`."""
+EXTENT = 1
+"""Which word of the step says how much there is to do."""
+FACTOR = 2
+"""By how much that is multiplied."""
+GRAIN = 3
+"""How much of it is a portion."""
+FIRST_ARGUMENT = 4
+KERNEL_SIGNATURE = "void(int64, int64, int64, int64, int64)"
+"""Of kernels: operation, step, scratch, begin, end."""
+
+_PORTION_BITS = 24
+_PORTION_MASK = (1 << _PORTION_BITS) - 1
+_PAUSES = 300
+"""A wait inside a step spins so often before it lets other programs have the core."""
+
+
+@njit("void(uint64, int64)", nogil=True, cache=True, inline="never")
+def _open_next(control, operation):
+    """Opens the first operation from an address on that has anything to do."""
+    # Closed first: who has read the old number of portions and then a new one must not succeed.
+    word = at(control, 8 * _CURRENT)
+    current = atomic_load(word)
+    atomic_add(word, (1 << _PORTION_BITS) + _PORTION_MASK - (current & _PORTION_MASK))
+    end = read_i64(at(control, 8 * _END))
+    step = read_u64(at(control, 8 * _STEP))
+    portions = int64(0)
+    while operation < end:
+        address = uint64(operation)
+        extent = read_i64(at(step, 8 * read_i64(at(address, 8 * EXTENT))))
+        grain = read_i64(at(address, 8 * GRAIN))
+        portions = (extent * read_i64(at(address, 8 * FACTOR)) + grain - 1) // grain
+        if portions > 0:
+            break
+        operation += 8 * OPERATION_WORDS
+    if operation >= end:
+        operation = int64(0)
+    write_i64(at(control, 8 * _OPERATION), operation)
+    write_i64(at(control, 8 * _PORTIONS), portions)
+    write_i64(at(control, 8 * _DONE), int64(0))
+    atomic_store(word, ((current >> _PORTION_BITS) + 1) << _PORTION_BITS)
+
+
+@njit("void(uint64, int64, int64, int64)", nogil=True, cache=True)
+def open_program(control, operations, num_operations, step):
+    """Lets the threads begin; nobody may be inside an earlier program's operations any more.
+
+    Args:
+        control: uint64; CONTROL_WORDS int64, zero before the first program.
+        operations: address of [num_operations, OPERATION_WORDS], int64.
+        num_operations: how many.
+        step: address of the step's words.
+    """
+    write_i64(at(control, 8 * _END), operations + 8 * OPERATION_WORDS * num_operations)
+    write_i64(at(control, 8 * _STEP), step)
+    _open_next(control, operations)
+
+
+@njit("void(uint64, uint64)", nogil=True, cache=True)
+def run_portions(control, scratch):
+    """Takes portions until the program is at its end.
+
+    Args:
+        control: uint64; the control block.
+        scratch: address of memory that only this thread uses.
+    """
+    word = at(control, 8 * _CURRENT)
+    waits = 0
+    while True:
+        current = atomic_load(word)
+        operation = read_i64(at(control, 8 * _OPERATION))
+        portions = read_i64(at(control, 8 * _PORTIONS))
+        portion = current & _PORTION_MASK
+        if operation == 0:
+            if atomic_load(word) == current:
+                return
+            continue
+        if portion >= portions:
+            waits += 1
+            if waits % _PAUSES == 0:
+                yield_thread()
+            else:
+                pause()
+            continue
+        if not compare_exchange(word, current, current + 1):
+            continue
+        waits = 0
+        address = uint64(operation)
+        step = read_i64(at(control, 8 * _STEP))
+        grain = read_i64(at(address, 8 * GRAIN))
+        extent = read_i64(at(uint64(step), 8 * read_i64(at(address, 8 * EXTENT))))
+        extent *= read_i64(at(address, 8 * FACTOR))
+        begin = portion * grain
+        end = min(begin + grain, extent)
+        call_kernel(read_u64(address), (operation, step, int64(scratch), begin, end))
+        if atomic_add(at(control, 8 * _DONE), int64(1)) + 1 == portions:
+            _open_next(control, operation + 8 * OPERATION_WORDS)
+
+
+@njit("boolean(uint64)", nogil=True, cache=True)
+def has_program(control):
+    """Whether there is something to do."""
+    return atomic_load(at(control, 8 * _OPERATION)) != 0
+
+
+@njit("boolean(uint64, int64)", nogil=True, cache=True)
+def wait_for_program(control, num_pauses):
+    """Spins until there is something to do, for so many turns at most; says whether there is."""
+    for turn in range(num_pauses):
+        if has_program(control):
+            return True
+        if turn % _PAUSES == _PAUSES - 1:
+            yield_thread()
+        else:
+            pause()
+    return has_program(control)

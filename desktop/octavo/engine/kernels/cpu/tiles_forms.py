@@ -1,0 +1,188 @@
+"""How weights and activations lie in memory for the CPU kernels. No torch, no Numba.
+
+Weights are tiles of sixteen rows. A tile is made of planes, one behind the other; a plane goes
+through the columns from left to right and has, for each column or group of columns, one number of
+each of the sixteen rows side by side. So a SIMD lane is a row, an activation is the same for all
+lanes, and nothing is summed across lanes.
+
+    4-bit codes, a group of 32 columns:  four vectors of 64 bytes
+    vector v, lane r, byte i:            row r; column 4v + i in the low nibble, 16 + 4v + i above
+
+Formats of GGUF stay as exact as their files and, but for rounding up to a cache line, as small.
+
+Activations of quantised layers are one cache line for each group of 32 columns:
+
+    32 int8      codes, from -127 to 127
+    float32      scale: the largest magnitude / 127
+    float32      scale * sum of the codes
+    3 int32      minus the sum of all codes, of the first 16, of the last 16
+    12 bytes     nothing
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+TILE_ROWS = 16
+GROUP = 32
+"""Columns that share a scale of their activations."""
+GROUP_BYTES = 64
+"""Of a group of quantised activations."""
+SCALE, SUM, MINUS_TOTAL, MINUS_FIRST, MINUS_LAST = 32, 36, 40, 44, 48
+"""Where the numbers lie in them."""
+SUPER_GROUP = 256
+"""Columns of a block of the K formats."""
+ALIGNMENT = 64
+"""Tiles begin at multiples of this many bytes."""
+SCALE_GROUP = 0
+"""Stands for the group size of the matrix, which formats of any group size have."""
+
+
+class Codes(StrEnum):
+    """What the weights themselves are."""
+
+    FOUR_BIT = "four-bit"
+    FIVE_BIT = "five-bit"
+    FIVE_BIT_K = "five-bit-k"
+    """As `FIVE_BIT`, with the fifth bits of eight groups in one byte."""
+    SIX_BIT = "six-bit"
+    SIGNED_BYTE = "signed-byte"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+class Scales(StrEnum):
+    """What turns codes into weights: w = scale * (code - centre) + offset."""
+
+    HALF = "half"
+    """One float16 for each group of 32 columns."""
+    HALF_AND_OFFSET = "half-and-offset"
+    """Two float16, scale and offset."""
+    FLOAT_AND_OFFSET = "float-and-offset"
+    """Two float32 for each scale group of the matrix, a multiple of 32 columns."""
+    K_AND_OFFSET = "k-and-offset"
+    """As in Q4_K: 6-bit scale and minimum for 32 columns, their float16 factors for 256."""
+    K_HALVES = "k-halves"
+    """As in Q6_K: 8-bit scale for 16 columns, their float16 factor for 256."""
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """A part of a tile."""
+
+    name: str
+    num_bytes: int
+    """Of sixteen rows, for a group of columns."""
+    num_columns: int
+    """Of a group; `SCALE_GROUP`: as the matrix has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileForm:
+    """One way of storing tiles; a kernel is compiled for each that a model has."""
+
+    name: str
+    codes: Codes
+    scales: Scales
+    planes: tuple[Plane, ...]
+    centre: int = 0
+    """Subtracted from every code; a power of two, or 0."""
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether kernels take activations as 8-bit integers; else as float32."""
+        return self.scales is not Scales.NONE
+
+    @property
+    def column_unit(self) -> int:
+        """Kernels see a number of columns that is a multiple of this."""
+        units = [plane.num_columns for plane in self.planes]
+        return max(units) if self.is_quantized else 2
+
+    def offsets(self, num_columns: int, group_size: int) -> dict[str, int]:
+        """Where each plane begins in a tile, and under the name `end` where the next tile begins.
+
+        Args:
+            num_columns: a multiple of `column_unit` and of `group_size`.
+            group_size: columns of a scale group, where the form leaves it open.
+        """
+        places, place = {}, 0
+        for plane in self.planes:
+            places[plane.name] = place
+            place += plane.num_bytes * (num_columns // (plane.num_columns or group_size))
+        places["end"] = -(-place // ALIGNMENT) * ALIGNMENT
+        return places
+
+
+_NIBBLES = Plane("codes", 8 * GROUP, GROUP)
+_BYTES = Plane("codes", 16 * GROUP, GROUP)
+_HALF_SCALES = Plane("scales", 32, GROUP)
+_HALF_OFFSETS = Plane("offsets", 32, GROUP)
+_FLOAT_SCALES = Plane("scales", 64, SCALE_GROUP)
+_FLOAT_OFFSETS = Plane("offsets", 64, SCALE_GROUP)
+_FIFTH_BITS = Plane("high", 64, GROUP)
+_K_SCALES = Plane("scales", 192, SUPER_GROUP)
+_K_FACTORS = Plane("factors", 64, SUPER_GROUP)
+
+FORMS: dict[str, TileForm] = {
+    form.name: form
+    for form in (
+        TileForm("q4_0", Codes.FOUR_BIT, Scales.HALF, (_NIBBLES, _HALF_SCALES), centre=8),
+        TileForm(
+            "q4_1",
+            Codes.FOUR_BIT,
+            Scales.HALF_AND_OFFSET,
+            (_NIBBLES, _HALF_SCALES, _HALF_OFFSETS),
+        ),
+        TileForm(
+            "q5_0",
+            Codes.FIVE_BIT,
+            Scales.HALF,
+            (_NIBBLES, _FIFTH_BITS, _HALF_SCALES),
+            centre=16,
+        ),
+        TileForm(
+            "q5_1",
+            Codes.FIVE_BIT,
+            Scales.HALF_AND_OFFSET,
+            (_NIBBLES, _FIFTH_BITS, _HALF_SCALES, _HALF_OFFSETS),
+        ),
+        TileForm("q8_0", Codes.SIGNED_BYTE, Scales.HALF, (_BYTES, _HALF_SCALES)),
+        TileForm("q4_k", Codes.FOUR_BIT, Scales.K_AND_OFFSET, (_NIBBLES, _K_SCALES, _K_FACTORS)),
+        TileForm(
+            "q5_k",
+            Codes.FIVE_BIT_K,
+            Scales.K_AND_OFFSET,
+            (_NIBBLES, Plane("high", 512, SUPER_GROUP), _K_SCALES, _K_FACTORS),
+        ),
+        TileForm(
+            "q6_k",
+            Codes.SIX_BIT,
+            Scales.K_HALVES,
+            (
+                _NIBBLES,
+                Plane("high", 128, GROUP),
+                Plane("scales", 32, GROUP),
+                Plane("factors", 32, SUPER_GROUP),
+            ),
+            centre=32,
+        ),
+        TileForm(
+            "int4",
+            Codes.FOUR_BIT,
+            Scales.FLOAT_AND_OFFSET,
+            (_NIBBLES, _FLOAT_SCALES, _FLOAT_OFFSETS),
+        ),
+        TileForm(
+            "int8",
+            Codes.SIGNED_BYTE,
+            Scales.FLOAT_AND_OFFSET,
+            (_BYTES, _FLOAT_SCALES, _FLOAT_OFFSETS),
+        ),
+        TileForm("float16", Codes.FLOAT16, Scales.NONE, (Plane("codes", 32, 1),)),
+        TileForm("bfloat16", Codes.BFLOAT16, Scales.NONE, (Plane("codes", 32, 1),)),
+        TileForm("float32", Codes.FLOAT32, Scales.NONE, (Plane("codes", 64, 1),)),
+    )
+}
+"""By name: those of GGUF types, `int4` and `int8` with groups of any size, and floating point."""

@@ -1,0 +1,167 @@
+"""Plans a load for the executor that will run it: compiled CPU kernels, or torch. No torch here."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from octavo.checkpoint.folder import FolderHeader
+from octavo.checkpoint.gguf import GGMLType
+from octavo.checkpoint.header import CheckpointHeader
+from octavo.engine.config import EngineConfig
+from octavo.engine.device import Device
+from octavo.engine.kernels.cpu.limits import ACTIVATIONS, BLOCK_SIZE, GROUP, MAX_HEAD_DIM
+from octavo.engine.kernels.cpu.limits import MAX_GROUP_SIZE as MAX_SHARING_HEADS
+from octavo.engine.memory import MemoryPlan, plan_memory
+from octavo.engine.model_config import ModelConfig
+
+_FORMS: Mapping[GGMLType, str] = MappingProxyType(
+    {
+        GGMLType.F32: "float32",
+        GGMLType.F16: "float16",
+        GGMLType.BF16: "bfloat16",
+        GGMLType.Q4_0: "q4_0",
+        GGMLType.Q4_1: "q4_1",
+        GGMLType.Q5_0: "q5_0",
+        GGMLType.Q5_1: "q5_1",
+        GGMLType.Q8_0: "q8_0",
+        GGMLType.Q4_K: "q4_k",
+        GGMLType.Q5_K: "q5_k",
+        GGMLType.Q6_K: "q6_k",
+    }
+)
+"""Types of GGUF that kernels multiply by, and the forms of their tiles."""
+
+_HANDLED = frozenset(
+    {
+        "architecture",
+        "name",
+        "num_layers",
+        "hidden_size",
+        "intermediate_size",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "vocab_size",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope",
+        "tie_word_embeddings",
+        "num_parameters",
+        "checkpoint_bytes",
+        "quantization",
+        "attention_bias",
+        "attention_output_bias",
+        "attention_scale",
+        "attention_softcap",
+        "final_softcap",
+        "qk_norm",
+        "norm_placement",
+        "norm_offset",
+        "norm_in_float32",
+        "activation",
+        "mlp_bias",
+        "embedding_scale",
+        "residual_scale",
+        "logits_scale",
+        "windows",
+        "local_rope",
+        "unrotated_layers",
+        "has_sinks",
+        "weight_format",
+        "stored",
+    }
+)
+"""Fields of `ModelConfig` that the kernels' programs know; any other must have its default."""
+
+
+def plan_load(
+    header: CheckpointHeader, model: ModelConfig, config: EngineConfig, device: Device
+) -> MemoryPlan:
+    """Plans as `plan_memory`, for the kernels where they can run the model as it is asked for."""
+    reason = why_not_kernels(header, model, config, device)
+    if reason:
+        return dataclasses.replace(plan_memory(model, config, device), why_not_kernels=reason)
+    # Activations are 8-bit integers where they meet a matrix and float32 everywhere else.
+    config = dataclasses.replace(config, dtype="float32", weights="packed", kv_dtype="float16")
+    return dataclasses.replace(plan_memory(model, config, device), uses_kernels=True)
+
+
+def why_not_kernels(
+    header: CheckpointHeader, model: ModelConfig, config: EngineConfig, device: Device
+) -> str:
+    """Why the CPU kernels do not run a model, as a sentence; empty: they do."""
+    return (
+        _why_not_asked_for(config, device)
+        or _why_not_this_processor()
+        or _why_not_this_model(model)
+        or _why_not_these_weights(header)
+    )
+
+
+def kernel_forms(header: CheckpointHeader) -> frozenset[str]:
+    """The forms of tiles that a file's matrices come in, as far as its header says it."""
+    if isinstance(header, FolderHeader):
+        return frozenset()
+    matrices = (tensor for tensor in header.tensors.values() if len(tensor.shape) > 1)
+    return frozenset(_FORMS[tensor.ggml_type] for tensor in matrices)
+
+
+def _why_not_asked_for(config: EngineConfig, device: Device) -> str:
+    if device.kind != "cpu":
+        return f"The model runs on {device.name}."
+    if config.cpu_kernels == "off":
+        return "The CPU kernels are switched off."
+    if config.dtype != "auto":
+        return f"The data type {config.dtype} is asked for, and the CPU kernels choose their own."
+    if config.weights == "unpacked":
+        return "Unpacked weights are asked for, and the CPU kernels keep them packed."
+    if config.kv_dtype not in ("auto", "float16"):
+        return f"The CPU kernels cache keys and values in float16, not {config.kv_dtype}."
+    if config.block_size != BLOCK_SIZE:
+        return f"The CPU kernels know blocks of {BLOCK_SIZE} tokens, not of {config.block_size}."
+    return ""
+
+
+def _why_not_this_processor() -> str:
+    # Reads the processor's features with llvmlite, which is loaded only when a plan is made.
+    from octavo.engine.kernels.cpu.simd_tier import Tier, host_features, tier_of
+
+    if tier_of(host_features()) is Tier.NONE:
+        return "The CPU kernels need AVX2, or ARM with dot products; this processor has neither."
+    return ""
+
+
+def _why_not_this_model(model: ModelConfig) -> str:
+    for field in dataclasses.fields(model):
+        if field.name in _HANDLED:
+            continue
+        default = field.default
+        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if getattr(model, field.name) != default:
+            return f"The CPU kernels do not know models with {field.name} yet."
+    if model.activation not in ACTIVATIONS:
+        return f"The CPU kernels do not know the activation {model.activation} yet."
+    if model.head_dim % BLOCK_SIZE or model.head_dim > MAX_HEAD_DIM:
+        return (
+            f"The CPU kernels take heads of 16 to {MAX_HEAD_DIM} channels in steps of 16,"
+            f" not of {model.head_dim}."
+        )
+    if model.num_heads // model.num_kv_heads > MAX_SHARING_HEADS:
+        return f"The CPU kernels let at most {MAX_SHARING_HEADS} query heads share a key head."
+    for name in ("hidden_size", "intermediate_size"):
+        if getattr(model, name) % GROUP:
+            size = getattr(model, name)
+            return f"The CPU kernels take a {name} in steps of {GROUP}, not of {size}."
+    if model.qk_norm == "all" and model.attention_bias:
+        return "The CPU kernels do not know biases before norms over all heads."
+    return ""
+
+
+def _why_not_these_weights(header: CheckpointHeader) -> str:
+    if isinstance(header, FolderHeader):
+        return ""
+    for tensor in header.tensors.values():
+        if tensor.ggml_type not in _FORMS:
+            return f"The CPU kernels do not know {tensor.ggml_type.name} weights yet."
+    return ""
