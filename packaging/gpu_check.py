@@ -3,8 +3,8 @@
     python3 packaging/gpu_check.py                     tests, then all shapes and formats
     python3 packaging/gpu_check.py --bench-only --shapes Llama-3.2-1B --formats bf16
 
-Needs PyTorch's CUDA build with Triton, pytest, and the few small packages that the engine imports; no
-Qt, no model files, no network. What is missing is said in one sentence.
+Needs PyTorch's CUDA build with Triton, pytest, and the few small packages that the engine imports;
+no Qt, no model files, no network. What is missing is said in one sentence.
 """
 
 import argparse
@@ -33,7 +33,9 @@ markers =
 
 def main(arguments: list[str]) -> int:
     """Returns 0 if the tests passed and every measurement ended."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--tests-only", action="store_true")
     parser.add_argument("--bench-only", action="store_true")
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), metavar="SHAPE")
@@ -41,9 +43,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch-sizes", nargs="*", default=["1", "8", "32", "128", "256"])
     options, pytest_arguments = parser.parse_known_args(arguments)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        print(f"These packages are missing: {', '.join(missing)}. Install them, from wheels if need be.")
+        print(
+            f"These packages are missing: {', '.join(missing)}. Install them, from wheels if need"
+            " be."
+        )
         return 1
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'desktop'}:{os.environ.get('PYTHONPATH', '')}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'desktop'}:{os.environ.get('PYTHONPATH', '')}",
+    }
     status = 0
     if not options.bench_only:
         status |= _test(pytest_arguments, environment)

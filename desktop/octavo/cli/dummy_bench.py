@@ -142,7 +142,7 @@ def dummy_bench(options: argparse.Namespace) -> int:
         max_num_seqs=max([_PREFIX_REQUESTS, *options.batch_sizes]),
         max_num_batched_tokens=_MAX_BATCHED_TOKENS,
         max_model_len=_LONG_PROMPT_TOKENS + _SINGLE_OUTPUT_TOKENS,
-        num_kv_blocks=_BLOCK_ROOM_TOKENS // EngineConfig.block_size + 1,
+        num_kv_blocks=_BLOCK_ROOM_TOKENS // EngineConfig().block_size + 1,
     )
     engine, report = load_dummy_engine(options.dummy_weights, options.weight_format, config)
     title = (

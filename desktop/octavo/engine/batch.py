@@ -221,9 +221,9 @@ class PersistentBatch:
             row = sequence.row
             assert row is not None
             known = sequence.token_ids
-            token_id = known[start] if start < len(known) else -1 - (chosen or {})[
-                sequence.sequence_id
-            ]
+            token_id = (
+                known[start] if start < len(known) else -1 - (chosen or {})[sequence.sequence_id]
+            )
             index = start // self._block_size
             max_blocks = max(max_blocks, index + 1)
             column = [row, token_id, start]

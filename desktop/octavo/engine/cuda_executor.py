@@ -65,9 +65,7 @@ class CudaExecutor:
             dtype=plan.kv_dtype,
             device=self._device,
         )
-        shape = DecodeShape(
-            config.num_heads, config.num_kv_heads, config.head_dim, plan.block_size
-        )
+        shape = DecodeShape(config.num_heads, config.num_kv_heads, config.head_dim, plan.block_size)
         overlap = overlaps_launches(self._device)
         self._attention = TritonAttention(
             shape,

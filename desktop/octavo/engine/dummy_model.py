@@ -69,12 +69,8 @@ def dummy_shapes() -> dict[str, ModelConfig]:
     shapes = [
         _shape("Llama-3.2-1B", 16, 2048, 8192, 32, 64, 128256, theta=5e5, tied=True),
         _shape("Llama-3.1-8B", 32, 4096, 14336, 32, 128, 128256, theta=5e5, tied=False),
-        _shape(
-            "Qwen3-0.6B", 28, 1024, 3072, 16, 128, 151936, theta=1e6, tied=True, qk_norm="head"
-        ),
-        _shape(
-            "Qwen3-8B", 36, 4096, 12288, 32, 128, 151936, theta=1e6, tied=False, qk_norm="head"
-        ),
+        _shape("Qwen3-0.6B", 28, 1024, 3072, 16, 128, 151936, theta=1e6, tied=True, qk_norm="head"),
+        _shape("Qwen3-8B", 36, 4096, 12288, 32, 128, 151936, theta=1e6, tied=False, qk_norm="head"),
     ]
     return {shape.name: shape for shape in shapes}
 

@@ -189,10 +189,7 @@ class Engine:
             return deltas
         self._note_scheduled(batch)
         begun = None if self._launcher is None else self._launcher.launch(batch)
-        if begun is None:
-            output = self._runner.execute(batch)
-        else:
-            output = self._await(batch, begun)
+        output = self._runner.execute(batch) if begun is None else self._await(batch, begun)
         return deltas + self._take(batch, output)
 
     def _await(self, batch: ScheduledBatch, launched: LaunchedStep) -> StepOutput:

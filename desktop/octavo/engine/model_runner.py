@@ -95,9 +95,7 @@ class ModelRunner:
         assert self._device_executor is not None
         return self._launch_decode(self._device_executor, batch)
 
-    def _launch_decode(
-        self, executor: DeviceExecutor, batch: ScheduledBatch
-    ) -> "LaunchedSampling":
+    def _launch_decode(self, executor: DeviceExecutor, batch: ScheduledBatch) -> "LaunchedSampling":
         hidden = executor.decode(self._batch.prepare_decode(batch, self._chosen))
         return self._choose(executor, hidden, batch.sequences)
 

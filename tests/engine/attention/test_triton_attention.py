@@ -45,7 +45,10 @@ ON_CARD = [
     Case(128, 8, 2, 16, sequences=FRESH),
     Case(128, 8, 2, 16, sequences=((4200, 4200),)),
     Case(128, 8, 2, 16, sequences=((1, 5000), (1, 20))),
-    *(Case(128, 8, 2, 16, stored=kind, sequences=LONG) for kind in (torch.int8, torch.float8_e4m3fn)),
+    *(
+        Case(128, 8, 2, 16, stored=kind, sequences=LONG)
+        for kind in (torch.int8, torch.float8_e4m3fn)
+    ),
     Case(64, 6, 3, 16, stored=torch.int8, window=40, sequences=LONG),
 ]
 FEW = [

@@ -1,6 +1,5 @@
 """Each Triton kernel against its twin in plain torch."""
 
-from itertools import product
 from typing import Any
 
 import pytest
@@ -98,9 +97,7 @@ def test_vector_products(shape: tuple[int, int], dtype: torch.dtype, has_bias: b
 
     plain = torch.full((1, 2 * out_features), torch.nan, dtype=dtype, device=DEVICE)
     gemv(vector, matrix, plain, bias=bias)
-    torch.testing.assert_close(
-        plain, functional.linear(vector, matrix, bias), **tolerance(dtype)
-    )
+    torch.testing.assert_close(plain, functional.linear(vector, matrix, bias), **tolerance(dtype))
     hidden = random(1, 2 * out_features, dtype=dtype, seed=4)
     expected = torch.add(hidden, functional.linear(normed, matrix, bias), alpha=0.5)
     gemv(vector, matrix, hidden, bias=bias, norm=norm, epilogue=ADD, residual_scale=0.5)
@@ -188,14 +185,14 @@ def test_tokens_are_chosen_as_by_the_sampler(vocab_size: int) -> None:
     noise = gumbel_noise(keys, torch.arange(vocab_size, device=DEVICE).unsqueeze(0))
     expected = [
         int((row / temperature + one).argmax() if temperature else row.argmax())
-        for row, one, temperature in zip(30 * torch.tanh(logits / 30), noise, temperatures, strict=True)
+        for row, one, temperature in zip(
+            30 * torch.tanh(logits / 30), noise, temperatures, strict=True
+        )
     ]
     expected[3] = NOT_FINITE
     found = torch.zeros(5, dtype=torch.int32, device=DEVICE)
     signed = torch.tensor([key - 2**64 if key >= 2**63 else key for key in keys], device=DEVICE)
-    choose_tokens(
-        logits, torch.tensor(temperatures, device=DEVICE), signed, found, softcap=30.0
-    )
+    choose_tokens(logits, torch.tensor(temperatures, device=DEVICE), signed, found, softcap=30.0)
     assert found.tolist() == expected
 
 

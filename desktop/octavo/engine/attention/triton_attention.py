@@ -5,11 +5,14 @@ prompt that begins at its first token has all its keys in the step itself, and t
 which know nothing of blocks, are faster there.
 """
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 
 from octavo.engine.attention.base import (
     AttentionMetadata,
@@ -41,6 +44,10 @@ from octavo.engine.staging import stage
 _LONG_PROMPT_TOKENS = 4096
 """From here on a prompt gets a call of its own: cuDNN's kernel is 1.7 times as fast as the one for
 packs of prompts, but prepares itself anew for each length."""
+# torch 2.11 shares key heads unasked; later ones want to be told.
+_VARLEN_OPTIONS: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
 _CPU_PROCESSORS = 8
 """For Triton's interpreter, which has no multiprocessors to count."""
 
@@ -337,19 +344,17 @@ class TritonAttentionStep:
     ) -> torch.Tensor:
         """Causal attention of whole sequences to themselves, by torch's kernels."""
         longest = max(run.lens)
-        if len(run.lens) == 1 and (rule.window is None or longest <= rule.window):
-            if longest >= _LONG_PROMPT_TOKENS:
-                attended = functional.scaled_dot_product_attention(
-                    query.transpose(0, 1).unsqueeze(0),
-                    key.transpose(0, 1).unsqueeze(0),
-                    value.transpose(0, 1).unsqueeze(0),
-                    is_causal=True,
-                    scale=rule.scale,
-                    enable_gqa=query.shape[1] != key.shape[1],
-                )
-                return attended.squeeze(0).transpose(0, 1)
-        from torch.nn.attention.varlen import varlen_attn
-
+        sees_all = rule.window is None or longest <= rule.window
+        if len(run.lens) == 1 and longest >= _LONG_PROMPT_TOKENS and sees_all:
+            attended = functional.scaled_dot_product_attention(
+                query.transpose(0, 1).unsqueeze(0),
+                key.transpose(0, 1).unsqueeze(0),
+                value.transpose(0, 1).unsqueeze(0),
+                is_causal=True,
+                scale=rule.scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+            return attended.squeeze(0).transpose(0, 1)
         left = -1 if rule.window is None else rule.window - 1
         packed: torch.Tensor = varlen_attn(
             query,
@@ -361,5 +366,6 @@ class TritonAttentionStep:
             longest,
             scale=rule.scale,
             window_size=(left, 0),
+            **_VARLEN_OPTIONS,
         )
         return packed

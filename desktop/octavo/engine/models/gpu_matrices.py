@@ -92,7 +92,9 @@ def _repack(parts: list[PackedWeight]) -> Int4Weights | None:
             packed.append(pack_int4(groups.codes, scales, offsets))
     if len({one.groups_per_tile for one in packed}) > 1:
         return None
-    scale_dtype = torch.float32 if any(one.scales.dtype is torch.float32 for one in packed) else None
+    scale_dtype = (
+        torch.float32 if any(one.scales.dtype is torch.float32 for one in packed) else None
+    )
     has_shifts = any(one.shifts is not None for one in packed)
     shifts = None
     if has_shifts:

@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.engine.layer_cache import AttentionRule, LayerCache
 from octavo.engine.kernels.triton.heads import (
     SAME,
     HeadNorms,
@@ -21,6 +20,7 @@ from octavo.engine.kernels.triton.heads import (
     turn,
 )
 from octavo.engine.kernels.triton.launch import follow, launch_options
+from octavo.engine.layer_cache import AttentionRule, LayerCache
 
 _MIN_ROWS = 16
 """The matrix units take no fewer."""

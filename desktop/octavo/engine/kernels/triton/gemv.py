@@ -205,4 +205,3 @@ def gemv(
         num_warps=shape.warps,
         **launch_options(overlap),
     )
-

@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.engine.layer_cache import LayerCache
 from octavo.engine.kernels.triton.launch import follow, launch_options
+from octavo.engine.layer_cache import LayerCache
 
 SAME, FLOAT8, INT8 = 0, 1, 2
 """How keys and values are stored: as the model's type, or as one of these."""

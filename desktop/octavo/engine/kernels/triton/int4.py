@@ -1,10 +1,10 @@
 """Four-bit weights: one layout for all formats, and the kernels that multiply by it.
 
 A weight is scale * (code - 8) + shift, with a scale and a shift for each group of 32, 64 or 128
-input features; symmetric formats have no shift. Rows are cut into tiles of 128 codes, 16 words each:
-word j holds, at bits 4 i + 16 h, the code of feature 32 i + 2 j + h. Every nibble of a word lies in
-another quarter of the tile, so that a quarter, which no group is smaller than, is read by one shift
-and one mask, and neighbouring features sit in the two halves of a register.
+input features; symmetric formats have no shift. Rows are cut into tiles of 128 codes, 16 words
+each: word j holds, at bits 4 i + 16 h, the code of feature 32 i + 2 j + h. So quarter i of a tile,
+which no group is smaller than, is read by one shift and one mask, and neighbouring features sit in
+the two halves of a register.
 
 The plain-torch twin is `Int4Weights.unpack`.
 """
@@ -59,7 +59,10 @@ class Int4Weights:
         num_rows = self.out_features
         tiles = self.words.view(num_rows, -1, 16)
         codes = torch.stack(
-            [torch.stack([(tiles >> (4 * i + 16 * h)) & 15 for h in range(2)], -1) for i in range(4)],
+            [
+                torch.stack([(tiles >> (4 * i + 16 * h)) & 15 for h in range(2)], -1)
+                for i in range(4)
+            ],
             2,
         )
         groups = (codes.float() - 8).reshape(*self.scales.shape, -1)
@@ -147,15 +150,15 @@ def _plus_128(word, ASM: tl.constexpr):
 
 
 @triton.jit
-def _quarter(word, low, high, start, I: tl.constexpr, ASM: tl.constexpr):
-    """start + the codes of quarter I, each raised by 2048 or 128, times their two inputs."""
-    if I == 0:
+def _quarter(word, low, high, start, QUARTER: tl.constexpr, ASM: tl.constexpr):
+    """start + the codes of a quarter, each raised by 2048 or 128, times their two inputs."""
+    if QUARTER == 0:
         total = _plus_2048(word << 12, ASM) * low + start
         total = _plus_128(word, ASM) * high + total
-    elif I == 1:
+    elif QUARTER == 1:
         total = _plus_2048(word << 8, ASM) * low + start
         total = _plus_2048(word >> 8, ASM) * high + total
-    elif I == 2:
+    elif QUARTER == 2:
         total = _plus_128(word << 8, ASM) * low + start
         total = _plus_128(word >> 8, ASM) * high + total
     else:
@@ -165,11 +168,11 @@ def _quarter(word, low, high, start, I: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def _raised(low, high, I: tl.constexpr):
+def _raised(low, high, QUARTER: tl.constexpr):
     """What `_quarter` has too much, and the 8 that codes are lowered by, times the inputs."""
-    if I == 1:
+    if QUARTER == 1:
         return (low + high) * 2056.0
-    if I == 2:
+    if QUARTER == 2:
         return (low + high) * 136.0
     return low * 2056.0 + high * 136.0
 
@@ -199,7 +202,9 @@ def _dot_word(
         if HAS_RAISED:
             start = -raised
         else:
-            start = -(_raised(a0, a1, 0) + _raised(b0, b1, 1) + _raised(c0, c1, 2) + _raised(d0, d1, 3))
+            start = -(
+                _raised(a0, a1, 0) + _raised(b0, b1, 1) + _raised(c0, c1, 2) + _raised(d0, d1, 3)
+            )
         total = _quarter(word, a0, a1, start, 0, ASM)
         total = _quarter(word, b0, b1, total, 1, ASM)
         total = _quarter(word, c0, c1, total, 2, ASM)
@@ -219,7 +224,9 @@ def _dot_word(
             result += (a0 + a1 + b0 + b1) * tl.load(shifts).to(tl.float32)
             result += (c0 + c1 + d0 + d1) * tl.load(shifts + GROUP_STRIDE).to(tl.float32)
     else:
-        result = _quarter(word, a0, a1, -_raised(a0, a1, 0), 0, ASM) * tl.load(scales).to(tl.float32)
+        result = _quarter(word, a0, a1, -_raised(a0, a1, 0), 0, ASM) * tl.load(scales).to(
+            tl.float32
+        )
         quarter = _quarter(word, b0, b1, -_raised(b0, b1, 1), 1, ASM)
         result += quarter * tl.load(scales + GROUP_STRIDE).to(tl.float32)
         quarter = _quarter(word, c0, c1, -_raised(c0, c1, 2), 2, ASM)
@@ -458,9 +465,7 @@ def int4_gemv(
     pairs = vector.view(torch.int32)
     is_prepared = norm is not None
     if norm is not None:
-        planes = torch.empty(
-            _PLANES * num_columns // 8, dtype=torch.float32, device=vector.device
-        )
+        planes = torch.empty(_PLANES * num_columns // 8, dtype=torch.float32, device=vector.device)
         _prepare_vector[(1,)](
             pairs,
             norm.weight.view(torch.int32),

@@ -29,7 +29,10 @@ class Int4GemmShape:
 def int4_gemm_shape(num_inputs: int, num_rows: int, num_columns: int) -> Int4GemmShape:
     """The measured best on Hopper for the matrices of an 8B model, by their sizes."""
     if num_inputs > 64:
-        return Int4GemmShape(128, 8, 3, 1 if num_rows >= 16384 else 2)
+        if num_columns > 2 * num_rows:
+            return Int4GemmShape(128, 8, 3, 4 if num_inputs <= 128 else 2)
+        is_square = num_rows <= num_columns
+        return Int4GemmShape(128, 8, 3, 4 if is_square and num_inputs <= 128 else 1)
     if num_rows >= 16384:
         return Int4GemmShape(128, 8, 4 if num_inputs < 32 else 3, 1)
     if num_columns > 2 * num_rows:
@@ -37,19 +40,19 @@ def int4_gemm_shape(num_inputs: int, num_rows: int, num_columns: int) -> Int4Gem
             return Int4GemmShape(128, 8, 4, 8)
         return Int4GemmShape(128, 8, 3, 8) if num_inputs <= 32 else Int4GemmShape(128, 8, 4, 4)
     if num_rows > num_columns:
-        splits = 6 if num_inputs <= 16 else 3 if num_inputs <= 32 else 1
+        splits = 6 if num_inputs <= 16 else 3 if num_inputs <= 32 else 2
         return Int4GemmShape(64, 4, 4, splits)
     if num_inputs <= 16:
         return Int4GemmShape(32, 2, 4, 4)
-    return Int4GemmShape(64, 4, 4, 4 if num_inputs <= 32 else 2)
+    return Int4GemmShape(64, 4, 3, 4)
 
 
 @triton.jit
-def _unpack_quarter(words, I: tl.constexpr, ASM: tl.constexpr):
-    """Half words to bfloat16: the codes of quarter I less 8, exactly."""
+def _unpack_quarter(words, QUARTER: tl.constexpr, ASM: tl.constexpr):
+    """Half words to bfloat16: the codes of a quarter less 8, exactly."""
     # Two half words a register: the code is put into the mantissa of 128, and 136 taken away.
     if ASM:
-        if I == 0:
+        if QUARTER == 0:
             values = tl.inline_asm_elementwise(
                 "{.reg .b32 t, c; mov.b32 c, 0x43084308;"
                 " lop3.b32 t, $1, 0x000f000f, 0x43004300, 0xEA; sub.rn.bf16x2 $0, t, c;}",
@@ -59,7 +62,7 @@ def _unpack_quarter(words, I: tl.constexpr, ASM: tl.constexpr):
                 is_pure=True,
                 pack=2,
             )
-        elif I == 1:
+        elif QUARTER == 1:
             values = tl.inline_asm_elementwise(
                 "{.reg .b32 t, c; mov.b32 c, 0x43084308; shr.u32 t, $1, 4;"
                 " lop3.b32 t, t, 0x000f000f, 0x43004300, 0xEA; sub.rn.bf16x2 $0, t, c;}",
@@ -69,7 +72,7 @@ def _unpack_quarter(words, I: tl.constexpr, ASM: tl.constexpr):
                 is_pure=True,
                 pack=2,
             )
-        elif I == 2:
+        elif QUARTER == 2:
             values = tl.inline_asm_elementwise(
                 "{.reg .b32 t, c; mov.b32 c, 0x43084308; shr.u32 t, $1, 8;"
                 " lop3.b32 t, t, 0x000f000f, 0x43004300, 0xEA; sub.rn.bf16x2 $0, t, c;}",
@@ -90,7 +93,7 @@ def _unpack_quarter(words, I: tl.constexpr, ASM: tl.constexpr):
                 pack=2,
             )
     else:
-        values = (((words.to(tl.int32) >> (4 * I)) & 15) - 8).to(tl.float32).to(tl.bfloat16)
+        values = (((words.to(tl.int32) >> (4 * QUARTER)) & 15) - 8).to(tl.float32).to(tl.bfloat16)
     return values
 
 
@@ -186,8 +189,15 @@ def _int4_gemm(
 
 @triton.jit
 def _add_parts(
-    parts, bias, output, num_values, num_rows, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+    parts,
+    bias,
+    output,
+    num_values,
+    num_rows,
+    SPLITS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     values = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = values < num_values
     total = tl.zeros([BLOCK], tl.float32)
@@ -272,7 +282,8 @@ def int4_gemm(
     if shape is None:
         shape = int4_gemm_shape(num_inputs, num_rows, num_columns)
     if inputs_each is None:
-        inputs_each = min(128, max(16, triton.next_power_of_2(num_inputs)))
+        most = 64 if num_inputs > 128 and shape.splits == 1 else 128
+        inputs_each = min(most, max(16, triton.next_power_of_2(num_inputs)))
     num_tiles = num_columns // TILE
     tiles_each = triton.cdiv(num_tiles, shape.splits)
     splits = triton.cdiv(num_tiles, tiles_each)

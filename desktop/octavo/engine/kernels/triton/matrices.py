@@ -93,7 +93,7 @@ class DenseMatrix:
         return output
 
 
-_MAX_GEMM_INPUTS = 128
+_MAX_GEMM_INPUTS = 256
 """With more rows the matrix is unpacked for torch's product: it is read once, not once a tile."""
 
 
@@ -133,9 +133,7 @@ class Int4Matrix:
 
     def multiply_normed(self, row: torch.Tensor, norm: InputNorm) -> torch.Tensor:
         output = row.new_empty(1, self._weights.out_features)
-        int4_gemv(
-            row, self._weights, output, bias=self._bias, norm=norm, overlap=self._overlap
-        )
+        int4_gemv(row, self._weights, output, bias=self._bias, norm=norm, overlap=self._overlap)
         return output
 
     def multiply_add(self, row: torch.Tensor, hidden: torch.Tensor, scale: float) -> None:

@@ -15,13 +15,13 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.engine.layer_cache import AttentionRule, LayerCache
 from octavo.engine.kernels.triton.decode_attention import (
     DecodeShape,
     cap_scores,
     padded_head_dim,
 )
 from octavo.engine.kernels.triton.heads import storage_kind
+from octavo.engine.layer_cache import AttentionRule, LayerCache
 
 
 @dataclass(frozen=True, slots=True)
