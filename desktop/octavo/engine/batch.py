@@ -173,8 +173,13 @@ class PersistentBatch:
         self._free_rows.append(row)
         sequence.row = None
 
-    def prepare(self, batch: ScheduledBatch) -> StepInputs:
-        """Brings the rows up to date and gathers one step's inputs from them."""
+    def prepare(self, batch: ScheduledBatch, chosen: Mapping[int, int] | None = None) -> StepInputs:
+        """Brings the rows up to date and gathers one step's inputs from them.
+
+        Args:
+            batch: the step.
+            chosen: as in `prepare_decode`.
+        """
         scheduled = sorted(batch.sequences, key=lambda item: item.num_tokens > 1)
         for item in scheduled:
             self._update_row(item)
@@ -188,11 +193,17 @@ class PersistentBatch:
         token_rows = np.repeat(rows, lengths)
         positions = np.arange(cu_seqlens_q[-1]) + np.repeat(starts - cu_seqlens_q[:-1], lengths)
         max_blocks = -(-int(context_lens.max()) // self._block_size)
+        token_ids = self._token_ids[token_rows, positions].astype(np.int64)
+        for index, item in enumerate(scheduled):
+            sequence = item.sequence
+            if item.start == sequence.num_tokens:  # only the device knows this token
+                assert chosen is not None
+                token_ids[cu_seqlens_q[index]] = -1 - chosen[sequence.sequence_id]
         samples = np.array([item.needs_sample for item in scheduled], dtype=bool)
         return StepInputs(
             sequences=tuple(scheduled),
             num_decode=int((lengths == 1).sum()),
-            token_ids=self._token_ids[token_rows, positions].astype(np.int64),
+            token_ids=token_ids,
             positions=positions,
             cu_seqlens_q=cu_seqlens_q.astype(np.int32),
             context_lens=context_lens.astype(np.int32),
@@ -221,9 +232,11 @@ class PersistentBatch:
             row = sequence.row
             assert row is not None
             known = sequence.token_ids
-            token_id = (
-                known[start] if start < len(known) else -1 - (chosen or {})[sequence.sequence_id]
-            )
+            if start < len(known):
+                token_id = known[start]
+            else:
+                assert chosen is not None
+                token_id = -1 - chosen[sequence.sequence_id]
             index = start // self._block_size
             max_blocks = max(max_blocks, index + 1)
             column = [row, token_id, start]

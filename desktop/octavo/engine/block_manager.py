@@ -95,6 +95,11 @@ class BlockManager:
         return tuple(group.window for group in self._groups)
 
     @property
+    def has_windows(self) -> bool:
+        """Whether some layers see only the last tokens."""
+        return bool(self._windowed)
+
+    @property
     def num_blocks(self) -> int:
         """Of the first group, like the three counts below: what sees the whole context."""
         return self._groups[0].pool.num_blocks
@@ -210,6 +215,8 @@ class BlockManager:
             if group.window is not None:
                 group.drop_unseen(table, num_tokens - 1)
             if len(table) * self.block_size >= num_tokens:
+                if group.pool.is_shared(table[-1]):
+                    return False
                 continue
             if group.pool.num_free_blocks == 0:
                 return False
@@ -342,11 +349,16 @@ class BlockManager:
         Cryptographic, because a collision would show one prompt's content to another.
         """
         hashes = sequence.block_hashes
-        while len(hashes) <= index:
-            start = len(hashes) * self.block_size
-            token_ids = sequence.token_ids[start : start + self.block_size]
+        if len(hashes) <= index:
+            # All that are missing are packed at once: a prompt has many blocks.
+            first = len(hashes) * self.block_size
+            token_ids = sequence.token_ids[first : (index + 1) * self.block_size]
+            packed = struct.pack(f"<{len(token_ids)}Q", *token_ids)
             parent = hashes[-1] if hashes else _hash(sequence.cache_salt.encode())
-            hashes.append(_hash(parent + struct.pack(f"<{len(token_ids)}Q", *token_ids)))
+            block_bytes = 8 * self.block_size
+            for start in range(0, len(packed), block_bytes):
+                parent = _hash(parent + packed[start : start + block_bytes])
+                hashes.append(parent)
         return hashes[index]
 
 

@@ -129,6 +129,8 @@ class CudaExecutor:
                 window: WindowTables(*pair) for window, pair in zip(windows, others, strict=True)
             },
         )
+        if inputs.token_ids[: inputs.num_decode].min(initial=0) < 0:
+            token_ids = self._graphs.resolve(token_ids)
         hidden = self._model.model.embed_tokens(token_ids)
         return self._fused.run(
             hidden,

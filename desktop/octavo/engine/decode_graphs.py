@@ -126,6 +126,8 @@ class DecodeGraphs:
         self._steps: dict[int, _Step] = {}
         started_at = time.perf_counter()
         pool = torch.cuda.graph_pool_handle() if captures else None
+        # One for all captures: torch's matrix library keeps a workspace for each stream.
+        self._capture_stream = torch.cuda.Stream(device) if captures else None
         # The largest first: the smaller ones find room in its memory.
         for size in reversed(self._sizes):
             self._steps[size] = self._make_step(size, pool)
@@ -164,6 +166,11 @@ class DecodeGraphs:
         self._packed[: len(host)].copy_(host, non_blocking=True)
         self._steps[size].run_layers()
         return self._normed[:num_seqs]
+
+    def resolve(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Puts the tokens that were chosen last in the place of those below 0; see `StepInputs`."""
+        chosen = self._sampled[(-1 - token_ids).clamp_(min=0)].clamp_(min=0)
+        return torch.where(token_ids < 0, chosen.long(), token_ids)
 
     @torch.inference_mode()
     def choose(
@@ -284,7 +291,8 @@ class DecodeGraphs:
 
     def _capture(self, run: Callable[[], None], pool: "tuple[int, int]") -> Callable[[], None]:
         """Runs once, so that kernels are compiled and libraries have their memory, then records."""
-        stream = torch.cuda.Stream(self._device)
+        stream = self._capture_stream
+        assert stream is not None
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             run()

@@ -75,29 +75,29 @@ class ModelRunner:
     def launch(self, batch: ScheduledBatch) -> "LaunchedSampling | None":
         """Begins a step whose tokens the device chooses by itself; None: it cannot."""
         executor = self._device_executor
-        if executor is None or not all(map(_is_plain, batch.sequences)):
+        if executor is None or not all(item.sequence.is_plain for item in batch.sequences):
             return None
         if not any(item.needs_sample for item in batch.sequences):
             return None
         for sequence in (*batch.preempted, *batch.finished):
             self.release(sequence)
         executor.copy_blocks(batch.block_copies)
-        if _is_decode(batch):
-            return self._launch_decode(executor, batch)
-        inputs = self._batch.prepare(batch)
-        sampling = [item for item in inputs.sequences if item.needs_sample]
-        hidden = executor.forward_sampled(inputs)
-        return self._choose(executor, hidden, sampling)
+        return self._launch(executor, batch)
 
     @torch.inference_mode()
     def launch_following(self, batch: ScheduledBatch) -> "LaunchedSampling":
         """Begins the step after the one launched last, whose tokens only the device knows."""
         assert self._device_executor is not None
-        return self._launch_decode(self._device_executor, batch)
+        self._device_executor.copy_blocks(batch.block_copies)
+        return self._launch(self._device_executor, batch)
 
-    def _launch_decode(self, executor: DeviceExecutor, batch: ScheduledBatch) -> "LaunchedSampling":
-        hidden = executor.decode(self._batch.prepare_decode(batch, self._chosen))
-        return self._choose(executor, hidden, batch.sequences)
+    def _launch(self, executor: DeviceExecutor, batch: ScheduledBatch) -> "LaunchedSampling":
+        if _is_decode(batch):
+            hidden = executor.decode(self._batch.prepare_decode(batch, self._chosen))
+            return self._choose(executor, hidden, batch.sequences)
+        inputs = self._batch.prepare(batch, self._chosen)
+        sampling = [item for item in inputs.sequences if item.needs_sample]
+        return self._choose(executor, executor.forward_sampled(inputs), sampling)
 
     def _choose(
         self,
@@ -189,9 +189,3 @@ class LaunchedSampling:
 def _is_decode(batch: ScheduledBatch) -> bool:
     """Whether every sequence computes the one token that its next is sampled from."""
     return all(item.num_tokens == 1 and item.needs_sample for item in batch.sequences)
-
-
-def _is_plain(item: ScheduledSequence) -> bool:
-    """Whether a device can choose the sequence's token: from its logits and a temperature."""
-    params = item.sequence.sampling_params
-    return params.is_plain and item.sequence.num_output_tokens >= params.min_tokens

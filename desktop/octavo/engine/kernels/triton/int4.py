@@ -178,6 +178,16 @@ def _raised(low, high, QUARTER: tl.constexpr):
 
 
 @triton.jit
+def _load_group(place, group, IS_THERE: tl.constexpr):
+    """The scales or shifts of a group, float32; 0 where there are none."""
+    if IS_THERE:
+        values = tl.load(place + group).to(tl.float32)
+    else:
+        values = 0.0
+    return values
+
+
+@triton.jit
 def _dot_word(
     word,
     a0,
@@ -189,55 +199,48 @@ def _dot_word(
     d0,
     d1,
     raised,
-    scales,
-    shifts,
+    s0,
+    s1,
+    s2,
+    s3,
+    z0,
+    z1,
+    z2,
+    z3,
     HAS_SHIFTS: tl.constexpr,
     GROUPS: tl.constexpr,
     HAS_RAISED: tl.constexpr,
-    GROUP_STRIDE: tl.constexpr,
     ASM: tl.constexpr,
 ):
-    """One word's eight weights times its eight inputs."""
+    """One word's eight weights, of groups with scales s and shifts z, times its eight inputs."""
     if GROUPS == 1:
         if HAS_RAISED:
             start = -raised
         else:
-            start = -(
-                _raised(a0, a1, 0) + _raised(b0, b1, 1) + _raised(c0, c1, 2) + _raised(d0, d1, 3)
-            )
+            start = _raised(a0, a1, 0) + _raised(b0, b1, 1) + _raised(c0, c1, 2)
+            start = -(start + _raised(d0, d1, 3))
         total = _quarter(word, a0, a1, start, 0, ASM)
         total = _quarter(word, b0, b1, total, 1, ASM)
         total = _quarter(word, c0, c1, total, 2, ASM)
         total = _quarter(word, d0, d1, total, 3, ASM)
-        result = total * tl.load(scales).to(tl.float32)
+        result = total * s0
         if HAS_SHIFTS:
-            inputs = a0 + a1 + b0 + b1 + c0 + c1 + d0 + d1
-            result += inputs * tl.load(shifts).to(tl.float32)
+            result += (a0 + a1 + b0 + b1 + c0 + c1 + d0 + d1) * z0
     elif GROUPS == 2:
         first = _quarter(word, a0, a1, -(_raised(a0, a1, 0) + _raised(b0, b1, 1)), 0, ASM)
         first = _quarter(word, b0, b1, first, 1, ASM)
         second = _quarter(word, c0, c1, -(_raised(c0, c1, 2) + _raised(d0, d1, 3)), 2, ASM)
         second = _quarter(word, d0, d1, second, 3, ASM)
-        result = first * tl.load(scales).to(tl.float32)
-        result += second * tl.load(scales + GROUP_STRIDE).to(tl.float32)
+        result = first * s0 + second * s1
         if HAS_SHIFTS:
-            result += (a0 + a1 + b0 + b1) * tl.load(shifts).to(tl.float32)
-            result += (c0 + c1 + d0 + d1) * tl.load(shifts + GROUP_STRIDE).to(tl.float32)
+            result += (a0 + a1 + b0 + b1) * z0 + (c0 + c1 + d0 + d1) * z1
     else:
-        result = _quarter(word, a0, a1, -_raised(a0, a1, 0), 0, ASM) * tl.load(scales).to(
-            tl.float32
-        )
-        quarter = _quarter(word, b0, b1, -_raised(b0, b1, 1), 1, ASM)
-        result += quarter * tl.load(scales + GROUP_STRIDE).to(tl.float32)
-        quarter = _quarter(word, c0, c1, -_raised(c0, c1, 2), 2, ASM)
-        result += quarter * tl.load(scales + 2 * GROUP_STRIDE).to(tl.float32)
-        quarter = _quarter(word, d0, d1, -_raised(d0, d1, 3), 3, ASM)
-        result += quarter * tl.load(scales + 3 * GROUP_STRIDE).to(tl.float32)
+        result = _quarter(word, a0, a1, -_raised(a0, a1, 0), 0, ASM) * s0
+        result += _quarter(word, b0, b1, -_raised(b0, b1, 1), 1, ASM) * s1
+        result += _quarter(word, c0, c1, -_raised(c0, c1, 2), 2, ASM) * s2
+        result += _quarter(word, d0, d1, -_raised(d0, d1, 3), 3, ASM) * s3
         if HAS_SHIFTS:
-            result += (a0 + a1) * tl.load(shifts).to(tl.float32)
-            result += (b0 + b1) * tl.load(shifts + GROUP_STRIDE).to(tl.float32)
-            result += (c0 + c1) * tl.load(shifts + 2 * GROUP_STRIDE).to(tl.float32)
-            result += (d0 + d1) * tl.load(shifts + 3 * GROUP_STRIDE).to(tl.float32)
+            result += (a0 + a1) * z0 + (b0 + b1) * z1 + (c0 + c1) * z2 + (d0 + d1) * z3
     return result
 
 
@@ -253,6 +256,7 @@ def _int4_gemv(
     residual_scale,
     NUM_COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
+    EVEN_ROWS: tl.constexpr,
     TILES: tl.constexpr,
     GROUPS: tl.constexpr,
     HAS_SHIFTS: tl.constexpr,
@@ -271,7 +275,10 @@ def _int4_gemv(
     WIDTH: tl.constexpr = TILES * 16
     rows = program * ROWS + tl.arange(0, ROWS)
     in_matrix = rows < num_rows
-    safe_rows = tl.minimum(rows, num_rows - 1).to(tl.int64)
+    # 32 bits: wider addresses cost registers, and no matrix has so many words.
+    safe_rows = rows
+    if not EVEN_ROWS:
+        safe_rows = tl.minimum(rows, num_rows - 1)
     columns = tl.arange(0, WIDTH)
     tiles = columns // 16
     word_place = words + safe_rows[:, None] * WORDS + columns[None, :]
@@ -282,9 +289,27 @@ def _int4_gemv(
     up_sums = tl.zeros([ROWS, WIDTH], tl.float32)
     for first in tl.static_range(0, NUM_TILES, TILES):
         word = tl.load(word_place + first * 16, eviction_policy="evict_first")
+        group = first * GROUPS
+        s0 = _load_group(scale_place, group, True)
+        s1 = _load_group(scale_place, group + 1, GROUPS > 1)
+        s2 = _load_group(scale_place, group + 2, GROUPS > 2)
+        s3 = _load_group(scale_place, group + 3, GROUPS > 2)
+        z0 = _load_group(shift_place, group, HAS_SHIFTS)
+        z1 = _load_group(shift_place, group + 1, HAS_SHIFTS and GROUPS > 1)
+        z2 = _load_group(shift_place, group + 2, HAS_SHIFTS and GROUPS > 2)
+        z3 = _load_group(shift_place, group + 3, HAS_SHIFTS and GROUPS > 2)
         if EPILOGUE == 2:
-            up_place = word_place + num_rows.to(tl.int64) * WORDS
+            up_place = word_place + num_rows * WORDS
             up_word = tl.load(up_place + first * 16, eviction_policy="evict_first")
+            up_group = num_rows * NUM_GROUPS + first * GROUPS
+            t0 = _load_group(scale_place, up_group, True)
+            t1 = _load_group(scale_place, up_group + 1, GROUPS > 1)
+            t2 = _load_group(scale_place, up_group + 2, GROUPS > 2)
+            t3 = _load_group(scale_place, up_group + 3, GROUPS > 2)
+            y0 = _load_group(shift_place, up_group, HAS_SHIFTS)
+            y1 = _load_group(shift_place, up_group + 1, HAS_SHIFTS and GROUPS > 1)
+            y2 = _load_group(shift_place, up_group + 2, HAS_SHIFTS and GROUPS > 2)
+            y3 = _load_group(shift_place, up_group + 3, HAS_SHIFTS and GROUPS > 2)
         if first == 0:
             follow(OVERLAP)
         raised = 0.0
@@ -314,18 +339,14 @@ def _int4_gemv(
             pair = tl.load(place + 48)
             d0 = _low(pair)
             d1 = _high(pair)
-        group = first * GROUPS
         sums += _dot_word(
-            word, a0, a1, b0, b1, c0, c1, d0, d1, raised,
-            scale_place + group, shift_place + group,
-            HAS_SHIFTS, GROUPS, IS_PREPARED, 1, ASM,
+            word, a0, a1, b0, b1, c0, c1, d0, d1, raised, s0, s1, s2, s3, z0, z1, z2, z3,
+            HAS_SHIFTS, GROUPS, IS_PREPARED, ASM,
         )  # fmt: skip
         if EPILOGUE == 2:
-            group = num_rows.to(tl.int64) * NUM_GROUPS + first * GROUPS
             up_sums += _dot_word(
-                up_word, a0, a1, b0, b1, c0, c1, d0, d1, raised,
-                scale_place + group, shift_place + group,
-                HAS_SHIFTS, GROUPS, IS_PREPARED, 1, ASM,
+                up_word, a0, a1, b0, b1, c0, c1, d0, d1, raised, t0, t1, t2, t3, y0, y1, y2, y3,
+                HAS_SHIFTS, GROUPS, IS_PREPARED, ASM,
             )  # fmt: skip
     result = tl.sum(sums, 1)
     dtype = output.dtype.element_ty
@@ -459,6 +480,7 @@ def int4_gemv(
         overlap: .
     """
     assert vector.dtype is torch.bfloat16
+    assert weights.words.numel() < 2**31
     num_rows, num_columns = weights.out_features, weights.in_features
     if epilogue == GATED:
         num_rows //= 2
@@ -496,6 +518,7 @@ def int4_gemv(
         residual_scale,
         NUM_COLUMNS=num_columns,
         ROWS=shape.rows,
+        EVEN_ROWS=num_rows % shape.rows == 0,
         TILES=shape.tiles,
         GROUPS=weights.groups_per_tile,
         HAS_SHIFTS=weights.shifts is not None,
