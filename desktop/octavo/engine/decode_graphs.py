@@ -121,7 +121,7 @@ class DecodeGraphs:
             torch.zeros(max_num_seqs, dtype=torch.int32, pin_memory=is_cuda)
             for _ in range(_RING_SIZE)
         ]
-        self._turn = 0
+        self._turn = self._sampled_turn = 0
         self._sizes = decode_graph_sizes(max_num_seqs)
         self._steps: dict[int, _Step] = {}
         started_at = time.perf_counter()
@@ -183,7 +183,9 @@ class DecodeGraphs:
             self._steps[self._size_for(num_rows)].run_head()
         else:
             self._choose(hidden, num_rows)
-        host = self._host_sampled[self._turn][:num_rows]
+        # The step before may not have been read yet.
+        self._sampled_turn = (self._sampled_turn + 1) % _RING_SIZE
+        host = self._host_sampled[self._sampled_turn][:num_rows]
         host.copy_(self._sampled[:num_rows], non_blocking=True)
         if self._device.type != "cuda":
             return ChosenTokens(host, None)
