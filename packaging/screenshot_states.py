@@ -4,26 +4,36 @@ A hub of the tests' own stands in for the real one: nothing here asks the networ
 """
 
 import asyncio
+import ctypes
 import dataclasses
+import http.client
+import json
+import os
 import shutil
+import socket
+import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from PySide6.QtWidgets import QApplication
 
+import tests
 from octavo.core import Core
 from octavo.errors import OctavoError
+from octavo.hub.download_queue import DownloadState
 from octavo.hub.library import LibraryModel
 from octavo.paths import AppPaths
 from octavo.settings import Hub
 from octavo.ui.main_window import MainWindow
 from octavo.ui.models.models_page import ModelsPage
+from octavo.ui.monitor.monitor_page import MonitorPage
 from octavo.ui.pages import CHAT, MODELS, MONITOR, QUANTIZE, SERVER, SETTINGS
 from octavo.ui.quantize.quantize_page import QuantizePage
 from octavo.ui.settings.settings_page import SettingsPage
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController, ThemeMode
-from tests.hub.hub_server import HubServer, Repo, serving_hub
+from tests.hub.hub_server import Fault, HubServer, Repo, serving_hub
 
 SIZES = {"wide": (1120, 760), "narrow": (480, 760)}
 MODES: tuple[ThemeMode, ...] = ("light", "dark")
@@ -126,6 +136,11 @@ async def _finding(stage: Stage, hub: HubServer) -> None:
     await stage.shoot(MODELS, "find-unreachable")
     stage.set_hub(endpoint=hub.url)
     stage.core.downloads.start()
+    hub.answer_pause_s = TIMEOUT_S
+    finder.search_for("local")
+    await stage.shoot(MODELS, "find-searching")
+    hub.answer_pause_s = 0.0
+    finder.go_back()
     finder.search_for("nothing of this name")
     await asyncio.sleep(1.0)
     await stage.shoot(MODELS, "find-nothing")
@@ -146,6 +161,28 @@ async def _finding(stage: Stage, hub: HubServer) -> None:
     stage.core.downloads.pause(download.id)
     await stage.shoot(MODELS, "paused")
     stage.core.downloads.cancel(download.id)
+    await _download_ends(stage, hub)
+
+
+async def _download_ends(stage: Stage, hub: HubServer) -> None:
+    """One that the hub fails, and one that arrives."""
+    downloads = stage.core.downloads
+    finder = stage.models.finder
+    hub.pause_s = 0.0
+    wrong = Fault(content=b"not what was promised" * 100_000)
+    hub.faults += [wrong] * 20
+    await until(finder.repository_view.take_button.isVisible)
+    finder.repository_view.take_button.click()
+    await until(lambda: any(one.state is DownloadState.FAILED for one in downloads.downloads))
+    await stage.shoot(MODELS, "download-failed")
+    hub.faults.clear()
+    (download,) = downloads.downloads
+    downloads.resume(download.id)
+    await until(lambda: any(one.state is DownloadState.DONE for one in downloads.downloads))
+    await stage.shoot(MODELS, "download-done")
+    model = await asyncio.to_thread(stage.core.library.find, str(downloads.downloads[0].path))
+    downloads.clear_done()
+    stage.core.library.remove(model)
 
 
 async def _using(stage: Stage, model: Path, content: bytes) -> None:
@@ -181,19 +218,101 @@ async def _using(stage: Stage, model: Path, content: bytes) -> None:
     await stage.shoot(QUANTIZE, "running")
     await until(lambda: quantize.run.recipe is None and bool(quantize.reports.cards))
     await stage.shoot(QUANTIZE, "reports")
+    await _quantize_fails(stage)
     window.show_page(MONITOR)
     await asyncio.sleep(WATCHED_S)
     await stage.shoot(MONITOR, "watching")
-    window.show_page(SERVER)
-    await core.start_server()
-    await asyncio.sleep(1.0)
-    await stage.shoot(SERVER, "on")
+    await _with_cards(stage)
+    await _serving(stage, model.stem)
     settings = window.page(SETTINGS)
     assert isinstance(settings, SettingsPage)
     await stage.shoot(SETTINGS, "top")
     bar = settings.scroll_area.verticalScrollBar()
     bar.setValue(bar.maximum())
     await stage.shoot(SETTINGS, "bottom")
+
+
+async def _quantize_fails(stage: Stage) -> None:
+    """The folder for the result cannot be written to."""
+    core, quantize = stage.core, stage.quantize
+    taken = core.models_dir / "no-folder"
+    taken.write_text("a file where the folder should be", encoding="utf-8")
+    storage = core.settings.value.storage
+    core.settings.update(storage=dataclasses.replace(storage, models_dir=str(taken)))
+    quantize.start_button.click()
+    await until(lambda: quantize.error_card.error is not None)
+    await stage.shoot(QUANTIZE, "error")
+    quantize.error_card.clear()
+    core.settings.update(storage=storage)
+    taken.unlink()
+
+
+async def _with_cards(stage: Stage) -> None:
+    """Two cards, read through NVIDIA's own binding from a driver that the tests pretend."""
+    page = stage.window.page(MONITOR)
+    assert isinstance(page, MonitorPage)
+    await asyncio.to_thread(_pretend_driver)
+    page.find_cards()
+    await until(lambda: len(page.gpu_groups) == 2)
+    await asyncio.sleep(2 * WATCHED_S)
+    await stage.shoot(MONITOR, "cards")
+    bar = page.scroll_area.verticalScrollBar()
+    bar.setValue(bar.maximum())
+    await stage.shoot(MONITOR, "cards-below")
+    bar.setValue(0)
+
+
+def _pretend_driver() -> None:
+    """Loads the tests' driver under the name by which the binding asks for NVIDIA's."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise OctavoError("The pretended driver needs a C compiler.", hint="Install gcc.")
+    with tempfile.TemporaryDirectory() as folder:
+        target = str(Path(folder) / "libnvidia-ml.so.1")
+        name = "-Wl,-soname,libnvidia-ml.so.1"
+        source = str(Path(tests.__path__[0]) / "monitor" / "fake_nvml.c")
+        subprocess.run([compiler, "-shared", "-fPIC", name, "-o", target, source], check=True)
+        os.environ.update(FAKE_NVML_COUNT="2", FAKE_NVML_VARY="1")
+        ctypes.CDLL(target, mode=ctypes.RTLD_GLOBAL)
+
+
+async def _serving(stage: Stage, model: str) -> None:
+    """Somebody else holds the port; then programs ask, and some have asked."""
+    core, window = stage.core, stage.window
+    window.show_page(SERVER)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", core.settings.value.server.port))
+        holder.listen()
+        await core.start_server()
+    await asyncio.sleep(1.0)
+    await stage.shoot(SERVER, "port-taken")
+    address = core.server.address
+    assert address is not None
+    ended = await asyncio.to_thread(_ask, address.port, model, 24)
+    waiting = [asyncio.create_task(asyncio.to_thread(_ask, address.port, model, 4000))]
+    waiting += [asyncio.create_task(asyncio.to_thread(_ask, address.port, "no-such-model", 4))]
+    await until(lambda: any(one.output_tokens > 8 for one in core.server.board.live()))
+    await stage.shoot(SERVER, "requests")
+    for record in core.server.board.live():
+        core.server.board.cancel(record.request_id)
+    await asyncio.gather(*waiting)
+    assert ended == 200, ended
+    await stage.shoot(SERVER, "on")
+
+
+def _ask(port: int, model: str, max_tokens: int) -> int:
+    """Asks the endpoint as another program does; the status of its answer."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Tell a story about a lighthouse."}],
+        "max_tokens": max_tokens,
+    }
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    status = connection.getresponse().status
+    connection.close()
+    return status
 
 
 async def _fail_to_load(core: Core, model: LibraryModel) -> None:

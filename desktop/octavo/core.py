@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.chats.store import ChatStore
-from octavo.engine.checkpoint_parts import read_model_config
 from octavo.engine.config import EngineConfig
+from octavo.engine.device import choose_device, detect_devices
 from octavo.errors import OctavoError
 from octavo.host import ModelHost
 from octavo.hub.catalog import CatalogEntry, load_catalog
@@ -19,13 +19,15 @@ from octavo.hub.library import ModelLibrary
 from octavo.hub.token_store import TokenStore
 from octavo.paths import AppPaths, resources_dir
 from octavo.running import RunningModels
-from octavo.server.address import ServerAddress
 from octavo.settings import Settings, SettingsStore
 
 if TYPE_CHECKING:
     # What the first paint can do without is loaded when it is wanted.
+    from octavo.checkpoint.header import CheckpointHeader
+    from octavo.engine.kernels.cpu.kernel_cache import KernelCompiler
     from octavo.hub.hugging_face import HuggingFace
     from octavo.monitor.sampler import Sampler
+    from octavo.server.address import ServerAddress
     from octavo.server.thread import ServerThread
 
 
@@ -52,10 +54,11 @@ class Core:
             self._model_folders,
             hub_caches=self._hub_caches,
             starter=self.starter,
-            check=read_model_config,
+            check=_check_header,
         )
         self.tokens = TokenStore(paths.token_file)
         self.host = ModelHost(self._engine_config, RunningModels(paths.run_dir))
+        self._compiler: KernelCompiler | None = None
 
     @cached_property
     def chats(self) -> ChatStore:
@@ -70,7 +73,7 @@ class Core:
         transfer = QueueTransfer(
             self.hub,
             lambda: self.hub_cache,
-            check=read_model_config,
+            check=_check_header,
             looks_dir=self.paths.cache_dir,
         )
         downloads = DownloadQueue(
@@ -105,7 +108,7 @@ class Core:
 
         return Sampler(MachineProbe(self.models_dir))
 
-    async def start_server(self) -> ServerAddress:
+    async def start_server(self) -> "ServerAddress":
         """Switches the endpoint on as the settings say; raises as `ServerThread.start`."""
         server = self.settings.value.server
         return await asyncio.to_thread(
@@ -148,6 +151,15 @@ class Core:
             is_offline=hub.is_offline,
         )
 
+    async def prepare_kernels(self) -> None:
+        """Compiles the CPU's kernels in a process of its own, if a first load would have to.
+
+        A first load that comes before it is done compiles what is missing itself.
+        """
+        config = self._engine_config()
+        if config.cpu_kernels != "off":
+            self._compiler = await asyncio.to_thread(_start_compiling, config)
+
     async def close(self) -> bool:
         """Ends downloads, endpoint, engine, then the database; False if the engine is stuck."""
         if "downloads" in self.__dict__:
@@ -157,6 +169,8 @@ class Core:
             await self.stop_server()
         if "sampler" in self.__dict__:
             await asyncio.to_thread(self.sampler.close)
+        if self._compiler is not None:
+            self._compiler.close()
         came_back = await self.host.close()
         if "chats" in self.__dict__:
             self.chats.close()
@@ -175,5 +189,38 @@ class Core:
     def _engine_config(self) -> EngineConfig:
         """The engine's section of the settings; raises InvalidSettingsError."""
         settings = dataclasses.asdict(self.settings.value.engine)
-        settings["kernel_cache_dir"] = str(self.paths.cache_dir / "kernels")
+        settings["kernel_cache_dir"] = str(self.paths.kernels_dir)
         return EngineConfig(**(settings | dict(self._engine_overrides)))
+
+
+def _check_header(header: "CheckpointHeader") -> None:
+    """Raises an OctavoError where the engine cannot run what a header describes."""
+    from octavo.engine.checkpoint_parts import read_model_config
+
+    read_model_config(header)
+
+
+def _start_compiling(config: EngineConfig) -> "KernelCompiler | None":
+    """None if there is nothing to compile, or another device would run the models."""
+    # Loads llvmlite, which is not needed to paint the window.
+    from octavo.engine.kernels.cpu.kernel_cache import (
+        USUAL_FORMS,
+        KernelCompiler,
+        is_cache_given,
+        kernel_folder,
+        missing_parts,
+    )
+    from octavo.engine.planning import why_not_on_this_machine
+
+    folder = kernel_folder(config.kernel_cache_dir)
+    if (
+        folder is None
+        or is_cache_given()
+        or not missing_parts(folder, USUAL_FORMS)
+        or why_not_on_this_machine()
+    ):
+        return None
+    if choose_device(config, detect_devices()).kind != "cpu":
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return KernelCompiler(folder, USUAL_FORMS)

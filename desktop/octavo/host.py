@@ -14,11 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
-from octavo.engine.checkpoint_parts import (
-    read_chat_template,
-    read_model_config,
-    read_tokenizer,
-)
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device, choose_device, detect_devices
 from octavo.engine.load_report import LoadReport
@@ -171,6 +166,8 @@ class ModelHost:
         """
         config = self._engine_config()
         device = choose_device(config, self._devices())
+        from octavo.engine.checkpoint_parts import read_model_config
+
         return plan_load(header, read_model_config(header), config, device)
 
     async def load(self, model: LibraryModel) -> None:
@@ -317,6 +314,12 @@ class ModelHost:
 
 def _read_text_side(path: Path) -> _TextSide:
     """A broken chat template does not stop the load: the error waits until a chat needs it."""
+    from octavo.engine.checkpoint_parts import (
+        read_chat_template,
+        read_model_config,
+        read_tokenizer,
+    )
+
     header = read_checkpoint(path)
     tokenizer = read_tokenizer(header)
     template, template_error = None, None

@@ -59,6 +59,11 @@ class AppPaths:
         return self.data_dir / "chats.sqlite3"
 
     @property
+    def kernels_dir(self) -> Path:
+        """Of kernels that were compiled on this machine, and can be again."""
+        return self.cache_dir / "kernels"
+
+    @property
     def log_file(self) -> Path:
         return self.data_dir / "logs" / "octavo.log"
 

@@ -1,4 +1,7 @@
-"""Which models are loaded on this machine, across every Octavo process of this person."""
+"""Which models are loaded on this machine, across every Octavo process of this person.
+
+psutil is loaded with the first model, not before the window's first paint.
+"""
 
 import json
 import logging
@@ -7,8 +10,6 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import psutil
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class RunningModels:
 
     def add(self, model: str, device: str, memory_bytes: int) -> None:
         """Writes down that this process has loaded a model; replaces what stood there."""
+        import psutil
+
         process = psutil.Process()
         record = RunningModel(
             model, device, memory_bytes, time.time(), process.pid, process.create_time()
@@ -86,6 +89,8 @@ def _read_record(path: Path) -> RunningModel | None:
 
 
 def _is_alive(model: RunningModel) -> bool:
+    import psutil
+
     try:
         started = psutil.Process(model.pid).create_time()
     except psutil.AccessDenied:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,20 @@ def test_a_shard_without_its_index(sharded: Path) -> None:
     (sharded / "model.safetensors.index.json").unlink()
     with pytest.raises(CheckpointError, match=r"has one\.safetensors, but neither"):
         read_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("bomb", [b"[" * (9 << 20), b"[{}" + b",{}" * (9 << 20), b"[" * 5000])
+def test_small_texts_that_would_fill_the_memory(tmp_path: Path, bomb: bytes) -> None:
+    path = write(tmp_path / "model.safetensors", b'{"a":' + bomb)
+    (tmp_path / "config.json").write_bytes(b'{"model_type":"llama","x":' + bomb)
+    for read in (lambda: read_safetensors_header(path), lambda: read_checkpoint(tmp_path)):
+        tracemalloc.start()
+        try:
+            with pytest.raises(CheckpointError, match=r"valid JSON|values"):
+                read()
+            assert tracemalloc.get_traced_memory()[1] < 4 * len(bomb) + (4 << 20)
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])

@@ -54,7 +54,7 @@ def test_show_by_name_and_by_path(cli: Cli, tiny: Path) -> None:
         assert outcome.status == 0
         assert "Memory plan" in outcome.out
         assert "It fits" in outcome.out
-        assert "tested together, by logits equal to transformers'" in outcome.out
+        assert "give transformers' logits" in outcome.out
     plan = json.loads(cli("show", "tiny", "--json").out)["plan"]
     assert sum(item["num_bytes"] for item in plan["items"]) > 0
 
@@ -88,8 +88,9 @@ def test_ps_without_models(cli: Cli) -> None:
 
 def test_doctor(cli: Cli, tiny: Path) -> None:
     text = cli("doctor").out
-    for word in ("Machine", "Devices", "torch", "models", "tiny"):
+    for word in ("Machine", "Devices", "torch", "models", "tiny", "CPU kernels"):
         assert word in text
+    assert "runs on the CPU kernels" in text
     findings = json.loads(cli("doctor", "--json").out)
     assert findings["Versions"]["octavo"] == octavo.__version__
     for family in FAMILIES:
@@ -97,6 +98,13 @@ def test_doctor(cli: Cli, tiny: Path) -> None:
         told = findings["Models that run"][family.covers]
         assert list(told) == [stored.title for stored in FORMATS]
         assert line.split()[-len(told) :] == list(told.values())
+
+
+def test_doctor_says_why_a_model_runs_in_plain_torch(cli: Cli, tiny: Path, paths: AppPaths) -> None:
+    paths.settings_file.parent.mkdir(parents=True)
+    paths.settings_file.write_text('[engine]\ncpu_kernels = "off"\n', encoding="utf-8")
+    text = cli("doctor").out
+    assert "runs in plain torch. The CPU kernels are switched off." in text
 
 
 def test_doctor_reports_a_broken_settings_file(cli: Cli, paths: AppPaths) -> None:

@@ -60,7 +60,7 @@ class TestShowSaysBeforeALoad:
         assert "Llama 1 to 3" in out
         assert "safetensors: F32" in out
         support = json.loads(cli("show", folder, "--json").out)["support"]
-        assert support["support"].startswith("runs; tested together")
+        assert support["support"].startswith("runs; ")
 
     def test_that_its_architecture_does_not(self, cli: Cli, folder: Path) -> None:
         change_json(folder / "config.json", model_type="mamba", architectures=["MambaForCausalLM"])
@@ -85,9 +85,15 @@ class TestShowSaysBeforeALoad:
 def test_pickles_are_refused_with_a_remedy(cli: Cli, folder: Path) -> None:
     for file in folder.glob("*.safetensors*"):
         file.unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    pickle = folder / "pytorch_model.bin"
+    pickle.write_bytes(b"\x80\x04.")
     for verb in (["show", folder], ["run", folder, "hi"], ["import", folder]):
         outcome = cli(*verb)
         assert outcome.status == 1
         assert "only as a pickle (pytorch_model.bin)" in outcome.err
+        assert "safetensors or GGUF" in outcome.err
+    for verb in (["show", pickle], ["run", pickle, "hi"], ["import", pickle]):
+        outcome = cli(*verb)
+        assert outcome.status == 1
+        assert "pytorch_model.bin is a pickle" in outcome.err
         assert "safetensors or GGUF" in outcome.err

@@ -41,6 +41,15 @@ def test_json_without_evaluation(cli: Cli, wide: Path, tmp_path: Path) -> None:
     assert report["output_bytes"] == output.stat().st_size
 
 
+def test_what_a_method_cannot_do_is_said_first(cli: Cli, paths: AppPaths) -> None:
+    paths.models_dir.mkdir(parents=True)
+    write_tiny_llama(paths.models_dir / "Odd.gguf", intermediate_size=80)
+    outcome = cli("quantize", "odd", "int4-g128", "--no-evaluate")
+    assert outcome.status == 0, outcome.err
+    assert "2 of 14 matrices stay in 16 bits (20.0 KiB)" in outcome.err
+    assert "12 of 14 matrices have groups of 64" in outcome.err
+
+
 def test_evaluate_against(cli: Cli, wide: Path, tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("hello world and you " * 20)

@@ -9,7 +9,7 @@ from octavo.engine.batch import PersistentBatch, StepInputs
 from octavo.engine.config import EngineConfig
 from octavo.engine.cpu_executor import CPUExecutor
 from octavo.engine.kv_groups import first_visible_block, kv_groups
-from octavo.engine.model_config import ModelConfig, RopeConfig
+from octavo.engine.model_config import ModelConfig, MoEConfig, RopeConfig
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence
 from octavo.engine.sequence import Sequence as TokenSequence
 from octavo.engine.torch_executor import TorchExecutor
@@ -53,6 +53,23 @@ FEATURES: dict[str, dict[str, Any]] = {
     "yarn": {
         "rope": RopeConfig(
             rotary_dim=16, scaling="yarn", factor=4.0, original_max_position=64, attn_factor=1.2
+        )
+    },
+    "experts": {
+        "moe": MoEConfig(
+            num_experts=6,
+            num_experts_per_token=2,
+            intermediate_size=64,
+            dense_layers=frozenset({0}),
+        )
+    },
+    "experts with a shared one": {
+        "moe": MoEConfig(
+            num_experts=5,
+            num_experts_per_token=3,
+            intermediate_size=32,
+            renormalizes=False,
+            shared_intermediate_size=96,
         )
     },
     "sinks": {"has_sinks": True, "windows": (24, None)},

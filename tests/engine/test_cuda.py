@@ -169,7 +169,10 @@ def test_noise_is_the_same_on_every_device() -> None:
 
 
 @pytest.mark.parametrize("kind", [GGMLType.F32, GGMLType.Q4_0, GGMLType.Q4_1, GGMLType.Q8_0])
-def test_loaded_checkpoints_answer_as_on_the_cpu(tmp_path: Path, kind: GGMLType) -> None:
+@pytest.mark.parametrize("weights", ["packed", "unpacked"])
+def test_loaded_checkpoints_answer_as_on_the_cpu(
+    tmp_path: Path, kind: GGMLType, weights: str
+) -> None:
     """The whole engine: unpacking on the device, batching, preemption, prefix cache."""
     path = write_tiny_llama(tmp_path / "tiny.gguf", ggml_type=kind)
     sampling: list[dict[str, Any]] = [
@@ -183,7 +186,12 @@ def test_loaded_checkpoints_answer_as_on_the_cpu(tmp_path: Path, kind: GGMLType)
     tokens = {}
     for device in ("cpu", "cuda"):
         engine = make_engine(
-            path, device=device, num_kv_blocks=20, block_size=4, max_num_batched_tokens=16
+            path,
+            device=device,
+            weights=weights,
+            num_kv_blocks=20,
+            block_size=4,
+            max_num_batched_tokens=16,
         )
         results = run_all(engine, requests)
         tokens[device] = {key: result.token_ids for key, result in results.items()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from octavo.checkpoint.gguf import GGMLType, read_gguf_header
-from octavo.engine.model_config import ModelConfig, RopeConfig
+from octavo.engine.model_config import ModelConfig, RopeConfig, StoredSizes
 from octavo.engine.model_config_gguf import model_config_from_gguf
 from octavo.errors import CheckpointError, OctavoError, UnsupportedModelError
 from tests.support.gguf_files import RopeScaling, TinyLlama, random_blocks, write_gguf
@@ -34,6 +34,8 @@ def config_with(tmp_path: Path, **changes: Any) -> ModelConfig:
 
 def test_numbers_of_a_llama(tmp_path: Path) -> None:
     model = TinyLlama(ggml_type=GGMLType.Q8_0)
+    matrices = [weight.size for weight in model.weights().values() if weight.ndim == 2]
+    vectors = [weight.size for weight in model.weights().values() if weight.ndim == 1]
     assert config_of(tmp_path, model) == ModelConfig(
         architecture="llama",
         name="Tiny Llama",
@@ -51,6 +53,11 @@ def test_numbers_of_a_llama(tmp_path: Path) -> None:
         num_parameters=sum(weight.size for weight in model.weights().values()),
         checkpoint_bytes=sum(array.nbytes for _, array in model.tensors().values()),
         quantization="Q8_0",
+        stored=StoredSizes(
+            quantized_elements=sum(matrices),
+            quantized_bytes=sum(matrices) // 32 * 34,
+            vector_elements=sum(vectors),
+        ),
     )
 
 

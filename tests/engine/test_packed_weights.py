@@ -141,9 +141,9 @@ def test_gguf(tmp_path: Path, ggml_type: GGMLType, tied: bool) -> None:
     packed = packed_weights(packed_model)
     assert len(packed) == 7 + (1 if tied else 2)
     assert held_bytes(packed_model) == planned_bytes(path)
-    for weight in packed.values():
-        assert isinstance(weight, PackedBlocks)
-        assert weight.ggml_type is ggml_type
+    for kept in packed.values():
+        assert isinstance(kept, PackedBlocks)
+        assert kept.ggml_type is ggml_type
 
 
 def test_plain_numbers_of_the_models_type_are_dense(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_families_in_bfloat16(tmp_path: Path, model_type: str, options: dict[str
 
 @pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "gpt_oss"])
 def test_stacked_experts_of_gguf(tmp_path: Path, model_type: str) -> None:
-    options = {
+    known: dict[str, dict[str, Any]] = {
         "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 2},
         "qwen2_moe": {
             **EXPERTS,
@@ -174,9 +174,9 @@ def test_stacked_experts_of_gguf(tmp_path: Path, model_type: str) -> None:
             "shared_expert_intermediate_size": 32,
         },
         "gpt_oss": GPT_OSS,
-    }[model_type]
+    }
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16}
-    twin = write_family_folder(tmp_path, model_type, **{**sizes, **options})
+    twin = write_family_folder(tmp_path, model_type, **{**sizes, **known[model_type]})
     path = tmp_path / "tiny.gguf"
     write_family_gguf(path, twin, quantizes=True)
     experts = [layer for layer in assert_same(path).modules() if isinstance(layer, Experts)]

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from octavo.checkpoint.header import read_checkpoint
 from octavo.checkpoint.quantization_config import read_weight_format
@@ -12,10 +14,9 @@ from octavo.engine import support
 from octavo.engine.checkpoint_parts import read_model_config
 from octavo.engine.families import FAMILIES
 from octavo.engine.model_config import SUPPORTED_TYPES
-from octavo.engine.support import FORMATS, Evidence, evidence, family_of, format_of
+from octavo.engine.support import FORMATS, TESTED, family_of, format_of, runs
 from octavo.errors import UnsupportedModelError
-from tests.engine import test_quantized_folders
-from tests.engine.models import test_families
+from tests.engine.models import test_families, test_quantized_families
 from tests.engine.quantization import test_gguf
 from tests.engine.weights import test_merged_experts
 from tests.support.family_folders import GPT_OSS, write_family_folder
@@ -32,40 +33,37 @@ def cases(test: Any) -> list[Any]:
     return list(mark.args[1])
 
 
-def pairs_tested_together() -> set[tuple[str, str]]:
+def pairs_tested() -> set[tuple[str, str]]:
     """Family and format of every comparison with transformers."""
     plain = {(name, support.PLAIN.title) for name, _ in cases(test_families.test_folders)}
     gguf = {(name, support.GGUF_PLAIN.title) for name, _ in cases(test_families.test_gguf)}
-    # Those folders are of Llamas.
-    whole = test_quantized_folders.test_folder_says_what_its_unpacked_weights_say
-    layouts = set()
-    for name in cases(whole):
+    blocks = {
+        (name, support.GGUF_BLOCKS.title) for name, _ in cases(test_families.test_gguf_in_blocks)
+    }
+    quantized = {tuple(case.values) for case in cases(test_quantized_families.test_folders)}
+    assert callable(test_merged_experts.test_packed_experts)
+    return plain | gguf | blocks | quantized | {("gpt_oss", support.MXFP4.title)}
+
+
+def test_what_is_said_to_run_is_tested() -> None:
+    said = {
+        (family.model_type, stored.title)
+        for family in FAMILIES
+        for stored in FORMATS
+        if runs(family, stored)
+    }
+    assert said == pairs_tested()
+
+
+def test_the_kinds_stand_for_their_formats() -> None:
+    for title, name in test_quantized_families.KINDS_OF_FORMATS.items():
         weight_format = read_weight_format(
             {"quantization_config": dict(kind_named(name).config)}, name
         )
         assert weight_format is not None
         assert weight_format.default is not None
-        layouts.add(weight_format.default.layout)
-    quantized = {
-        ("llama", stored.title)
-        for stored in FORMATS
-        if stored.layouts and stored.layouts <= layouts
-    }
-    assert callable(test_merged_experts.test_packed_experts)
-    blocks = {
-        (name, support.GGUF_BLOCKS.title) for name, _ in cases(test_families.test_gguf_in_blocks)
-    }
-    return plain | gguf | blocks | quantized | {("gpt_oss", support.MXFP4.title)}
-
-
-def test_what_is_said_to_be_tested_together_is() -> None:
-    said = {
-        (family.model_type, stored.title)
-        for family in FAMILIES
-        for stored in FORMATS
-        if evidence(family, stored) is Evidence.LOGITS
-    }
-    assert said == pairs_tested_together()
+        [stored] = [one for one in FORMATS if one.title == title]
+        assert weight_format.default.layout in stored.layouts
 
 
 def test_every_format_is_tested_by_itself() -> None:
@@ -86,7 +84,7 @@ def test_the_page_has_the_table() -> None:
         "|---" * (len(FORMATS) + 1) + "|",
         *(
             f"| {family.covers} | "
-            + " | ".join(evidence(family, stored) for stored in FORMATS)
+            + " | ".join(TESTED if runs(family, stored) else "–" for stored in FORMATS)
             + " |"
             for family in FAMILIES
         ),
@@ -115,7 +113,7 @@ def test_quantised_folders_are_found(
     assert format_of(header) is stored
     family = family_of(header)
     assert family is not None
-    assert evidence(family, format_of(header)) is Evidence.LOGITS
+    assert runs(family, format_of(header))
 
 
 def test_gguf_files_are_found(tmp_path: Path) -> None:
@@ -127,9 +125,17 @@ def test_gguf_files_are_found(tmp_path: Path) -> None:
 
 
 def test_a_pair_that_does_not_run_is_refused_before_a_load(tmp_path: Path) -> None:
+    write_family_folder(tmp_path, "llama")
+    change_json(tmp_path / "config.json", quantization_config={"quant_method": "mxfp4"})
+    with pytest.raises(UnsupportedModelError, match="others built like them in MXFP4"):
+        read_model_config(read_checkpoint(tmp_path))
+
+
+def test_experts_of_gpt_oss_in_another_way_are_refused_before_a_load(tmp_path: Path) -> None:
     write_family_folder(tmp_path, "gpt_oss", **GPT_OSS)
-    change_json(
-        tmp_path / "config.json", quantization_config={"quant_method": "fp8", "fmt": "e4m3"}
-    )
-    with pytest.raises(UnsupportedModelError, match="gpt-oss in FP8"):
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.experts.gate_up_projs.0.weight"] = torch.zeros(2, 2)
+    save_file(tensors, path)
+    with pytest.raises(UnsupportedModelError, match="stores its experts as"):
         read_model_config(read_checkpoint(tmp_path))

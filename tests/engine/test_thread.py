@@ -31,7 +31,7 @@ def make_report() -> LoadReport:
         block_size=16,
         max_model_len=112,
     )
-    return LoadReport(plan, 0.1, 0, "fake", "")
+    return LoadReport(plan, 0.1, 0, "fake", "", "")
 
 
 class FakeEngine:

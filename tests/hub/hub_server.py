@@ -73,6 +73,8 @@ class HubServer:
         self.status_headers: dict[str, str] = {}
         self.pause_s = 0.0
         """Between two chunks: a slow line."""
+        self.answer_pause_s = 0.0
+        """Before each answer of the hub itself: somebody waits."""
         self.num_bytes_sent = 0
         self.chunk_bytes = CHUNK_BYTES
         self.send_buffer_bytes = 0
@@ -225,6 +227,9 @@ class _HubHandler(_Handler):
         hub.hub_paths.append(self.path)
         address = urllib.parse.urlsplit(self.path)
         path = urllib.parse.unquote(address.path)
+        end = time.monotonic() + hub.answer_pause_s
+        while time.monotonic() < end and hub.answer_pause_s and not hub.ended.is_set():
+            time.sleep(0.01)
         if hub.status:
             self.reply(hub.status, b"<html>no</html>", **hub.status_headers)
         elif path == "/api/models":

@@ -15,10 +15,9 @@ from octavo.hub import hugging_face
 from octavo.hub.file_lock import file_lock
 from octavo.hub.hub_cache import HubCache, default_hub_cache_dir
 from octavo.hub.hub_files import HubAddress
-from octavo.hub.hub_pull import pull_from_hub
 from octavo.hub.hugging_face import HuggingFace
-from octavo.jobs import JobControl
 from tests.hub.hub_server import COMMIT, HubServer, Repo, etag, serving_hub
+from tests.hub.pulling import pull_model
 
 NAME = "acme/Tiny"
 OTHER_COMMIT = "b" * 40
@@ -49,13 +48,8 @@ def pull(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Cal
     monkeypatch.setattr("octavo.hub.hub_pull.inspect_variant", lambda *given, **options: None)
 
     def pull(quant: str, revision: str = "main") -> Path:
-        return pull_from_hub(
-            HuggingFace(hub.url),
-            HubAddress(NAME, quant, revision),
-            HubCache(tmp_path),
-            JobControl(),
-            check=lambda header: None,
-        ).path
+        address = HubAddress(NAME, quant, revision)
+        return pull_model(HuggingFace(hub.url), address, HubCache(tmp_path)).path
 
     return pull
 

@@ -22,11 +22,12 @@ from octavo.hub.download import Patience
 from octavo.hub.hub_cache import HubCache
 from octavo.hub.hub_files import HubAddress
 from octavo.hub.hub_inspect import inspect_variant
-from octavo.hub.hub_pull import HubPull, pull_from_hub, pull_variant
+from octavo.hub.hub_pull import is_here, pull_variant
 from octavo.hub.hugging_face import HuggingFace
 from octavo.hub.library import ModelLibrary
 from octavo.jobs import JobCancelled, JobControl, Progress
 from tests.hub.hub_server import CHUNK_BYTES, COMMIT, TOKEN, Fault, HubServer, Repo, serving_hub
+from tests.hub.pulling import Pulled, pull_model
 from tests.support.gguf_files import TinyLlama, write_split_llama, write_tiny_llama
 from tests.support.model_folders import write_model_folder
 
@@ -76,12 +77,12 @@ def pull(
     control: JobControl | None = None,
     check: hub_pull.Check = lambda header: None,
     patience: Patience = PATIENT,
-) -> HubPull:
-    return pull_from_hub(
+) -> Pulled:
+    return pull_model(
         HuggingFace(server.url, token),
         HubAddress(name, quant),
         HubCache(root),
-        control or JobControl(),
+        control=control,
         check=check,
         patience=patience,
     )
@@ -126,7 +127,9 @@ def test_a_file_comes_into_the_library_with_every_byte_sent_once(
         assert seen[-1] == Progress(f"Downloading {FILE}", len(content), len(content))
         assert leftovers(tmp_path) == []
         assert [model.path for model in ModelLibrary(lambda: [tmp_path]).scan()] == [pulled.path]
-        assert pull(server, tmp_path).was_here
+        assert is_here(pulled.repository, pulled.variant, HubCache(tmp_path))
+        assert pull(server, tmp_path).path == pulled.path
+        assert server.num_bytes_sent == len(content)
         assert server.num_bytes_sent == len(content)
 
 

@@ -14,7 +14,14 @@ import psutil
 import pytest
 
 from octavo.checkpoint.header import read_checkpoint
-from octavo.errors import CheckpointError, EngineError, InsufficientMemoryError, OctavoError
+from octavo.errors import (
+    CheckpointError,
+    EngineError,
+    InsufficientMemoryError,
+    OctavoError,
+    StorageError,
+    UnsupportedModelError,
+)
 from octavo.jobs import JobCancelled, JobControl, Progress
 from octavo.quantize.error_lines import error_from_json, error_to_json
 from octavo.quantize.job import evaluate, quantize
@@ -22,6 +29,7 @@ from octavo.quantize.recipe import QuantizeRecipe
 from octavo.quantize.report import read_report, report_file
 from octavo.quantize.writing import write_model
 from tests.support.gguf_files import write_tiny_llama
+from tests.support.model_folders import write_model_folder
 
 pytestmark = pytest.mark.usefixtures("paths")
 
@@ -81,6 +89,43 @@ async def test_report_says_what_it_cost(source: Path, tmp_path: Path) -> None:
     # Of another file under this name the report says nothing.
     recipe.output.write_bytes(b"something else")
     assert read_report(recipe.output) is None
+
+
+async def test_measuring_that_was_stopped_goes_on(source: Path, tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "Reading with the original":
+            control.cancel()
+
+    control = JobControl(stop)
+    recipe = QuantizeRecipe(source, "q4_0", tmp_path / "Tiny-q4_0.gguf")
+    with pytest.raises(JobCancelled):
+        await quantize(recipe, control)
+    unmeasured = read_report(recipe.output)
+    assert unmeasured is not None
+    assert not unmeasured.is_measured
+    written_at = recipe.output.stat().st_mtime_ns
+    seen: list[Progress] = []
+    report = await quantize(recipe, JobControl(seen.append))
+    assert {progress.stage.partition(" ")[0] for progress in seen} == {"Loading", "Reading"}
+    assert recipe.output.stat().st_mtime_ns == written_at
+    assert report.is_measured
+    assert read_report(recipe.output) == report
+    assert (report.seconds, report.bits_per_weight) == (
+        unmeasured.seconds,
+        unmeasured.bits_per_weight,
+    )
+    # With its report whole there is nothing to go on with.
+    with pytest.raises(StorageError, match="exists already"):
+        await quantize(recipe, JobControl())
+
+
+async def test_what_no_other_file_can_say_leaves_nothing_behind(tmp_path: Path) -> None:
+    # Its tokenizer has a token that swallows blanks.
+    write_model_folder(tmp_path / "Tiny", hidden_size=64, num_attention_heads=4)
+    recipe = QuantizeRecipe(tmp_path / "Tiny", "q8_0", tmp_path / "out" / "Tiny.gguf")
+    with pytest.raises(UnsupportedModelError, match="swallows blanks"):
+        await quantize(recipe, JobControl())
+    assert not recipe.partial.exists()
 
 
 def spoil_last_weight(source: Path) -> None:
@@ -183,8 +228,8 @@ def header_bytes(source: Path) -> int:
     return read_checkpoint(source).tensor_bytes
 
 
-async def test_memory_stays_with_the_largest_weight(tmp_path: Path) -> None:
-    """A model of 380 MB, whose largest weight is 17 MB; torch itself takes some 250 MB or more."""
+async def test_memory_stays_with_what_is_unpacked(tmp_path: Path) -> None:
+    """A model of 380 MB, of which 17 MB are unpacked at a time; torch takes 250 MB or more."""
     code = "import torch, psutil; print(psutil.Process().memory_info().rss)"
     shown = await asyncio.to_thread(subprocess.check_output, [sys.executable, "-c", code])
     torch_bytes = int(shown)

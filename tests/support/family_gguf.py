@@ -1,5 +1,6 @@
 """Writes a random model of transformers as GGUF, the way llama.cpp's converter does."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,26 @@ import torch
 from transformers import PreTrainedModel
 
 from octavo.engine.families import BY_MODEL_TYPE
+from octavo.quantize.conversion.gguf_values import GGUFValue
+from tests.support.gguf_files import RopeScaling
 
 _PERMUTED = frozenset({"llama", "granite", "smollm3"})
 _GEMMAS = frozenset({"gemma", "gemma2", "gemma3"})
 
 
-def write_family_gguf(path: Path, model: PreTrainedModel, *, quantizes: bool = False) -> None:
+def write_family_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: Mapping[str, GGUFValue] | None = None,
+    *,
+    quantizes: bool = False,
+) -> None:
     """All weights in F32 under GGUF's names, with the metadata of the architecture.
 
     Args:
         path: of the file.
         model: random.
+        tokenizer: its keys; None: none.
         quantizes: write matrices in Q8_0, where they have rows of whole blocks.
     """
     config = model.config
@@ -36,6 +46,12 @@ def write_family_gguf(path: Path, model: PreTrainedModel, *, quantizes: bool = F
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     _add_rope(writer, config, head_dim)
     _add_extras(writer, config, architecture)
+    for key, value in (tokenizer or {}).items():
+        value_kind = gguf.GGUFValueType(int(value.type))
+        if value.is_array:
+            writer.add_key_value(key, value.plain, gguf.GGUFValueType.ARRAY, sub_type=value_kind)
+        else:
+            writer.add_key_value(key, value.value, value_kind)
     for name, weight in _tensors(model, architecture, head_dim):
         values = weight.contiguous().numpy()
         is_matrix = weight.ndim > 1 and name.endswith(".weight")
@@ -44,6 +60,16 @@ def write_family_gguf(path: Path, model: PreTrainedModel, *, quantizes: bool = F
             writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, values)
+    rope = _ropes(config)[0]
+    if rope["rope_type"] == "llama3":
+        scaling = RopeScaling(
+            "llama3",
+            rope["factor"],
+            rope["original_max_position_embeddings"],
+            rope["low_freq_factor"],
+            rope["high_freq_factor"],
+        )
+        writer.add_tensor("rope_freqs.weight", scaling.freq_factors(rope["rope_theta"], head_dim))
     for key in ("long", "short"):
         factors = _ropes(config)[0].get(f"{key}_factor")
         if factors:

@@ -67,16 +67,19 @@ FLAGGED = (
 
 
 @cache
-def family_tokenizer(kind: str) -> str:
-    """The tokenizer.json of a kind of `FAMILIES`, or `harmony`, trained on `CORPUS`."""
+def family_tokenizer(kind: str, *, has_manners: bool = True) -> str:
+    """The tokenizer.json of a kind of `FAMILIES`, or `harmony`, trained on `CORPUS`.
+
+    Without manners no token does anything to the text beside it.
+    """
     if kind == "harmony":
-        backend = Tokenizer.from_str(family_tokenizer("gpt4o"))
+        backend = Tokenizer.from_str(family_tokenizer("gpt4o", has_manners=has_manners))
         backend.add_special_tokens([AddedToken(text, special=True) for text in HARMONY])
         return backend.to_str()
     backend = _byte_level(kind) if kind in BYTE_LEVEL else _sentence_piece(kind)
     flags = {"rstrip": True} if kind == "phi3" else {}
     backend.add_special_tokens([AddedToken(text, special=True, **flags) for text in SPECIAL])
-    for token in FLAGGED:
+    for token in FLAGGED if has_manners else ():
         # Where the normaliser puts a space in front, the library shows a token that it normalises
         # with that space; no model of these families has one.
         is_plain = kind in ("llama2", "phi3") and token.content == "<think>"
@@ -156,9 +159,11 @@ def _sentence_piece(kind: str) -> Tokenizer:
     return backend
 
 
-def write_family_tokenizer(folder: Path, kind: str, **config: Any) -> None:
+def write_family_tokenizer(
+    folder: Path, kind: str, *, has_manners: bool = True, **config: Any
+) -> None:
     """tokenizer.json, with sections for training, and tokenizer_config.json with `config`."""
-    content = json.loads(family_tokenizer(kind))
+    content = json.loads(family_tokenizer(kind, has_manners=has_manners))
     content["truncation"] = {
         "direction": "Right",
         "max_length": 8,

@@ -63,6 +63,8 @@ def _clean_screen(app: QApplication) -> Iterator[None]:
         widget.hide()
         widget.deleteLater()
     app.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    # What the screen tells of the windows that are gone, before the next one is shown.
+    app.processEvents()
 
 
 @pytest.fixture

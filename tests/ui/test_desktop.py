@@ -55,7 +55,7 @@ def test_the_window_opens_at_once_and_every_end_is_clean(paths: AppPaths, how: s
     seen = run_python(RUN, how)
     assert seen["status"] == 0
     # How long it takes is measured by `pytest -s -m slow tests/ui/test_real_display.py`.
-    assert not set(seen["modules_at_paint"]) & NOT_BEFORE_PAINT
+    assert sorted(NOT_BEFORE_PAINT.intersection(seen["modules_at_paint"])) == []
     assert (paths.data_dir / "window.ini").exists()
 
 

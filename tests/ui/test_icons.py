@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
-from PySide6.QtGui import QColor, QFontDatabase, QFontInfo
+from PySide6.QtGui import QColor, QFontDatabase, QFontInfo, QGuiApplication, QIcon
 from PySide6.QtWidgets import QApplication
 
 from octavo.paths import resources_dir
 from octavo.ui import icons
 from octavo.ui.fonts import mono_font, ui_font
+from octavo.ui.theme import ThemeController
+from octavo.ui.widgets.buttons import IconButton
 
 UI = Path(icons.__file__).parent
 
@@ -20,9 +22,26 @@ def test_icons_are_tinted_and_empty_around(app: QApplication) -> None:
     assert image.pixelColor(1, 1).alpha() == 0
 
 
-def test_icon_is_crisp_at_every_size(app: QApplication) -> None:
-    icon = icons.icon("plus", "#000000")
-    assert {size.width() for size in icon.availableSizes()} == set(icons.ICON_SIZES)
+@pytest.mark.parametrize("pixels", [16, 27])
+def test_icon_is_crisp_on_every_screen(app: QApplication, pixels: int) -> None:
+    icon = icons.icon("plus", "#000000", pixels, disabled_color="#808080")
+    wanted = {round(pixels * screen.devicePixelRatio()) for screen in app.screens()}
+    for mode in (QIcon.Mode.Normal, QIcon.Mode.Disabled):
+        assert {size.width() for size in icon.availableSizes(mode)} == wanted
+
+
+def test_icons_are_drawn_for_a_screen_that_is_added(
+    app: QApplication, theme: ThemeController, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    button = IconButton("plus", "Add")
+
+    class Screen:
+        def devicePixelRatio(self) -> float:
+            return 2.0
+
+    monkeypatch.setattr(QGuiApplication, "screens", lambda: [Screen()])
+    app.screenAdded.emit(app.primaryScreen())
+    assert {size.width() for size in button.icon().availableSizes()} == {32}
 
 
 def test_an_unknown_icon_is_refused(app: QApplication) -> None:

@@ -7,7 +7,7 @@ import logging
 import pytest
 from PySide6.QtWidgets import QApplication
 
-from octavo.errors import OctavoError, StorageError
+from octavo.errors import ChatTemplateError, OctavoError, StorageError
 from octavo.jobs import JobCancelled
 from octavo.ui.tasks import UiTasks, spawn
 from tests.ui.conftest import until
@@ -41,6 +41,19 @@ async def test_our_own_mistakes_are_logged_and_put_into_words(
     assert "KeyError" in shown[0].message
     assert shown[0].hint
     assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
+async def test_what_a_template_says_is_not_logged(
+    tasks: UiTasks, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may quote the messages."""
+    shown: list[OctavoError] = []
+    error = ChatTemplateError("The template refuses these messages: Dear Ada.")
+    error.__cause__ = ValueError("Dear Ada.")
+    spawn(raise_error(error), shown.append)
+    await until(lambda: shown == [error])
+    assert "ChatTemplateError" in caplog.text
+    assert "Ada" not in caplog.text
 
 
 async def test_a_cancelled_job_is_no_error(tasks: UiTasks) -> None:

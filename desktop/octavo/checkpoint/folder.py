@@ -189,9 +189,17 @@ def is_pickled_weights(file_name: str) -> bool:
 
 def pickled_weights_error(model_name: str, pickle: str) -> UnsupportedModelError:
     """Why a model of which there is but a pickle is not used."""
+    return _pickle_error(f"{model_name} holds its weights only as a pickle ({pickle})")
+
+
+def pickled_file_error(path: Path) -> UnsupportedModelError:
+    """Why a file of pickled weights is not used."""
+    return _pickle_error(f"{path.name} is a pickle")
+
+
+def _pickle_error(finding: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"{model_name} holds its weights only as a pickle ({pickle}), a format that can run "
-        "any program when it is opened; Octavo never opens one.",
+        f"{finding}, a format that can run any program when it is opened; Octavo never opens one.",
         hint="Download a version of this model in safetensors or GGUF.",
     )
 

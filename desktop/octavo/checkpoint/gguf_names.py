@@ -91,6 +91,13 @@ _MLP: Mapping[str, str] = MappingProxyType(
         "ffn_down.weight": "mlp.down_proj.weight",
     }
 )
+_MLP_BIASES: Mapping[str, str] = MappingProxyType(
+    {
+        "ffn_gate.bias": "mlp.gate_proj.bias",
+        "ffn_up.bias": "mlp.up_proj.bias",
+        "ffn_down.bias": "mlp.down_proj.bias",
+    }
+)
 _EXPERTS: Mapping[str, str] = MappingProxyType(
     {
         "ffn_gate_inp.weight": "mlp.gate.weight",
@@ -150,8 +157,8 @@ def _names(
 
 TENSOR_NAMES: Mapping[str, TensorNames] = MappingProxyType(
     {
-        "llama": _names(_NORMS_BEFORE, _ATTENTION, _MLP, _EXPERTS, permuted=_PERMUTED),
-        "granite": _names(_NORMS_BEFORE, _ATTENTION, _MLP, permuted=_PERMUTED),
+        "llama": _names(_NORMS_BEFORE, _ATTENTION, _MLP, _MLP_BIASES, _EXPERTS, permuted=_PERMUTED),
+        "granite": _names(_NORMS_BEFORE, _ATTENTION, _MLP, _MLP_BIASES, permuted=_PERMUTED),
         "smollm3": _names(_NORMS_BEFORE, _ATTENTION, _MLP, permuted=_PERMUTED),
         "qwen2": _names(_NORMS_BEFORE, _ATTENTION, _MLP),
         "qwen2moe": _names(_NORMS_BEFORE, _ATTENTION, _EXPERTS, _SHARED_EXPERT),

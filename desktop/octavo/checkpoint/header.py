@@ -3,7 +3,12 @@
 from pathlib import Path
 from typing import TypeAlias
 
-from octavo.checkpoint.folder import FolderHeader, read_folder_header
+from octavo.checkpoint.folder import (
+    FolderHeader,
+    is_pickled_weights,
+    pickled_file_error,
+    read_folder_header,
+)
 from octavo.checkpoint.gguf import GGUFHeader
 from octavo.checkpoint.gguf_split import read_gguf_model
 from octavo.checkpoint.safetensors import unreadable
@@ -25,4 +30,8 @@ def read_checkpoint(path: Path) -> CheckpointHeader:
         is_folder = path.is_dir()
     except OSError as error:
         raise unreadable(path, error) from error
-    return read_folder_header(path) if is_folder else read_gguf_model(path)
+    if is_folder:
+        return read_folder_header(path)
+    if is_pickled_weights(path.name):
+        raise pickled_file_error(path)
+    return read_gguf_model(path)

@@ -18,6 +18,9 @@ MAX_HEADER_BYTES = 100_000_000
 """As in the reference implementation."""
 MAX_JSON_BYTES = 100_000_000
 
+_MAX_JSON_VALUES = 8_000_000
+"""A vocabulary of 256k tokens with its merges has 2 million. Two bytes of JSON can take a hundred
+bytes of memory, so the length alone bounds little."""
 _MAX_TENSORS = 262_144
 _MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 1 << 48
@@ -107,7 +110,9 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         if path.exists() and not path.is_file():
             raise StorageError(f"{path.name} is not a file.", path=path, hint=_DOWNLOAD_AGAIN)
         with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
+            # `read` takes the memory that it is asked for, whatever is there.
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(min(size, max_bytes) + 1)
     except OSError as error:
         raise unreadable(path, error) from error
     if len(content) > max_bytes:
@@ -125,6 +130,11 @@ def parse_json_object(content: bytes, path: Path, what: str) -> dict[str, Any]:
             raise _damaged(path, f"{what} has {_quote(twice)} twice", tensor=twice)
         return parsed
 
+    num_values = sum(map(content.count, (b",", b"[", b"{")))
+    if num_values > _MAX_JSON_VALUES:
+        raise _damaged(
+            path, f"{what} has about {num_values:,} values; {_MAX_JSON_VALUES:,} are accepted"
+        )
     try:
         parsed = json.loads(content.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:

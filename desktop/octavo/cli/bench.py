@@ -51,6 +51,10 @@ def bench_verb(options: argparse.Namespace, paths: AppPaths) -> int:
         raise InvalidInputError("--streams must hold numbers from 1 up.")
     core = make_core(options, paths)
     model = find_model(core, options.model)
+    if options.against:
+        from octavo.cli.bench_against import bench_against
+
+        return bench_against(options, core, model)
 
     async def measure() -> list[BenchRow]:
         async with loaded(core, model):
@@ -153,3 +157,39 @@ async def _complete(core: Core, prompt: list[int], params: SamplingParams) -> Re
                     )
                 return delta.metrics
     raise EngineError("A request ended without its metrics.")
+
+
+@dataclass(frozen=True, slots=True)
+class TimedRun:
+    """How long some prompts and their answers took."""
+
+    prefill_s: float
+    """Until the last of them had its first token."""
+    decode_s: float
+    """From then on."""
+    decoded_tokens: int
+    """In that time."""
+
+
+async def time_prompts(core: Core, prompts: list[list[int]], output_tokens: int) -> TimedRun:
+    """Runs prompts together, greedily and without end of text."""
+    params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
+    arrivals: list[list[float]] = [[] for _ in prompts]
+
+    async def complete(prompt: list[int], times: list[float]) -> None:
+        async with contextlib.aclosing(core.host.generate(prompt, params)) as deltas:
+            async for delta in deltas:
+                times += [time.perf_counter()] * len(delta.token_ids)
+        if len(times) != output_tokens:
+            raise EngineError(
+                f"A request ended after {len(times)} of {output_tokens} tokens.",
+                hint="Use fewer streams or tokens: the KV cache is full.",
+            )
+
+    started_at = time.perf_counter()
+    await asyncio.gather(*map(complete, prompts, arrivals))
+    prefilled_at = max(times[0] for times in arrivals)
+    decoded = [arrived for times in arrivals for arrived in times if arrived > prefilled_at]
+    return TimedRun(
+        prefilled_at - started_at, max(decoded, default=prefilled_at) - prefilled_at, len(decoded)
+    )

@@ -93,34 +93,32 @@ def _new_session(core: Core, store: ChatStore, options: argparse.Namespace) -> C
 
 async def _answer(core: Core, model: LibraryModel, options: argparse.Namespace, prompt: str) -> int:
     sampling = _sampling(core, options)
-    store = ChatStore(IN_MEMORY)
-    async with loaded(core, model):
-        session = _new_session(core, store, options)
-        final = await _print_stream(session.send(prompt, sampling))
-    store.close()
+    with ChatStore(IN_MEMORY) as store:
+        async with loaded(core, model):
+            session = _new_session(core, store, options)
+            final = await _print_stream(session.send(prompt, sampling))
     return _report(final)
 
 
 async def _converse(core: Core, model: LibraryModel, options: argparse.Namespace) -> int:
     sampling = _sampling(core, options)
-    store = ChatStore(IN_MEMORY)
-    async with loaded(core, model):
-        print(f"{model.title} · /help for help", file=sys.stderr)
-        session = _new_session(core, store, options)
-        while (text := await asyncio.to_thread(_ask)) is not None:
-            match text.strip():
-                case "":
-                    continue
-                case "/bye" | "/exit" | "/quit":
-                    break
-                case "/help" | "/?":
-                    print(HELP, file=sys.stderr)
-                case "/clear":
-                    session = _new_session(core, store, options)
-                    print("A new conversation.", file=sys.stderr)
-                case _:
-                    _report(await _print_stream(session.send(text, sampling)))
-    store.close()
+    with ChatStore(IN_MEMORY) as store:
+        async with loaded(core, model):
+            print(f"{model.title} · /help for help", file=sys.stderr)
+            session = _new_session(core, store, options)
+            while (text := await asyncio.to_thread(_ask)) is not None:
+                match text.strip():
+                    case "":
+                        continue
+                    case "/bye" | "/exit" | "/quit":
+                        break
+                    case "/help" | "/?":
+                        print(HELP, file=sys.stderr)
+                    case "/clear":
+                        session = _new_session(core, store, options)
+                        print("A new conversation.", file=sys.stderr)
+                    case _:
+                        _report(await _print_stream(session.send(text, sampling)))
     return 0
 
 

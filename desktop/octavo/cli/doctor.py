@@ -1,4 +1,4 @@
-"""`octavo doctor`: machine, devices, versions, folders; what is missing and what to do."""
+"""`octavo doctor`: machine, devices, versions, folders, what models run; what is missing."""
 
 import argparse
 import importlib.metadata
@@ -16,14 +16,16 @@ from octavo import __version__
 from octavo.cli.terminal import STARTER, make_core, print_table
 from octavo.cli.window import why_no_window
 from octavo.core import Core
-from octavo.engine.device import Device, detect_devices
-from octavo.engine.families import FAMILIES
-from octavo.engine.support import FORMATS, Evidence, evidence
+from octavo.engine.device import Device, default_cpu_threads, detect_devices
+from octavo.engine.families import FAMILIES, Family
+from octavo.engine.support import FORMATS, TESTED, StoredFormat, runs
+from octavo.errors import OctavoError
+from octavo.hub.library import LibraryModel
 from octavo.monitor.inventory import InventoryCard, take_inventory
 from octavo.paths import AppPaths
 from octavo.units import format_bytes
 
-PACKAGES = ("torch", "pyside6-essentials", "qasync", "tokenizers", "nvidia-ml-py", "numpy")
+PACKAGES = ("torch", "pyside6-essentials", "qasync", "tokenizers", "nvidia-ml-py", "numba", "numpy")
 LOW_DISK_BYTES = 2 * 1024**3
 RUNNABLE = "Models that run"
 
@@ -41,7 +43,7 @@ def doctor_verb(options: argparse.Namespace, paths: AppPaths) -> int:
     findings = examine(paths, make_core(options, paths))
     if options.json:
         runnable = {
-            family.covers: {stored.title: evidence(family, stored) for stored in FORMATS}
+            family.covers: {stored.title: _entry(family, stored) for stored in FORMATS}
             for family in FAMILIES
         }
         content = {**findings.sections, RUNNABLE: runnable, "advice": findings.advice}
@@ -63,13 +65,15 @@ def _print_runnable() -> None:
     print_table(
         (RUNNABLE, *(stored.title for stored in FORMATS)),
         [
-            (f"  {family.covers}", *(evidence(family, stored) for stored in FORMATS))
+            (f"  {family.covers}", *(_entry(family, stored) for stored in FORMATS))
             for family in FAMILIES
         ],
     )
-    for kind in (Evidence.LOGITS, Evidence.PARTS):
-        print(f"  {kind}: {kind.sentence}")
-    print()
+    print(f"  {TESTED}: runs; tiny random models of it, so stored, give transformers' logits\n")
+
+
+def _entry(family: Family, stored: StoredFormat) -> str:
+    return TESTED if runs(family, stored) else "–"
 
 
 def examine(paths: AppPaths, core: Core) -> Findings:
@@ -77,6 +81,7 @@ def examine(paths: AppPaths, core: Core) -> Findings:
     findings = Findings()
     findings.sections["Machine"] = _machine()
     _examine_devices(findings, detect_devices())
+    _examine_kernels(findings, paths, core)
     _examine_cards(findings, take_inventory())
     _examine_versions(findings)
     _examine_window(findings)
@@ -106,6 +111,21 @@ def _examine_devices(findings: Findings, devices: list[Device]) -> None:
     for device in devices:
         if not device.supported:
             findings.advice.append(f"{device.name} is not used: {device.reason}")
+
+
+def _examine_kernels(findings: Findings, paths: AppPaths, core: Core) -> None:
+    """What the processor's compiled kernels have to work with."""
+    # Loads llvmlite, which knows the processor.
+    from octavo.engine.kernels.cpu.simd_tier import Tier, compiled_tier
+
+    settings = core.settings.value.engine
+    tier = compiled_tier()
+    findings.sections["CPU kernels"] = {
+        "vectors": "none that they know: torch computes" if tier is Tier.NONE else str(tier),
+        "threads": str(settings.cpu_threads or default_cpu_threads()),
+        "switched": "off" if settings.cpu_kernels == "off" else "on",
+        "compiled": str(paths.kernels_dir),
+    }
 
 
 def _examine_cards(findings: Findings, cards: list[InventoryCard]) -> None:
@@ -181,9 +201,22 @@ def _nearest_existing(folder: Path) -> Path:
 def _examine_library(findings: Findings, core: Core) -> None:
     models = core.library.scan()
     findings.sections["Library"] = {
-        model.name: model.problem or f"{model.quantization}, {format_bytes(model.size_bytes)}"
-        for model in models
+        model.name: model.problem or _describe(core, model) for model in models
     } or {"models": "none"}
     findings.advice += core.library.problems
     if not models:
         findings.advice.append(f"No models yet: `octavo pull {STARTER}` fetches a small one.")
+
+
+def _describe(core: Core, model: LibraryModel) -> str:
+    """What a model is, and what would run it."""
+    text = f"{model.quantization}, {format_bytes(model.size_bytes)}"
+    try:
+        plan = core.host.plan(model)
+    except OctavoError as error:
+        return f"{text}; cannot be loaded: {error}"
+    if plan.uses_kernels:
+        return f"{text}; runs on the CPU kernels"
+    if plan.device.kind == "cpu":
+        return f"{text}; runs in plain torch. {plan.why_not_kernels}"
+    return f"{text}; runs on {plan.device.name}"

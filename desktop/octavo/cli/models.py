@@ -13,7 +13,7 @@ from octavo.cli.hub import pull_hub_model
 from octavo.cli.terminal import STARTER, find_model, make_core, print_table, pull_starter
 from octavo.core import Core
 from octavo.engine.checkpoint_parts import read_model_config
-from octavo.engine.support import evidence, family_of, format_of
+from octavo.engine.support import family_of, format_of
 from octavo.errors import OctavoError, UnsupportedModelError
 from octavo.hub.library import LibraryModel
 from octavo.hub.model_import import LinkKind, import_model
@@ -91,7 +91,7 @@ def list_verb(options: argparse.Namespace, paths: AppPaths) -> int:
 
 
 def show_verb(options: argparse.Namespace, paths: AppPaths) -> int:
-    """`octavo show MODEL`: what it is, and the memory plan of a load."""
+    """`octavo show MODEL`: what it is, whether it runs, and the memory plan of a load."""
     core = make_core(options, paths)
     model = find_model(core, options.model)
     support = _support(model)
@@ -143,8 +143,11 @@ def _support(model: LibraryModel) -> dict[str, str]:
     except UnsupportedModelError as error:
         return {**found, "format": header.quantization, "support": f"no: {error.message}"}
     found["format"] = f"{stored.title}: {header.quantization}"
-    runs = family is not None and not model.problem
-    found["support"] = evidence(family, stored).sentence if runs else "does not run"
+    found["support"] = "does not run"
+    if family is not None and not model.problem:
+        found["support"] = (
+            "runs; tiny random models of this family and format give transformers' logits"
+        )
     if header.left_out:
         found["left out"] = header.left_out
     return found

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def quantize_verb(options: argparse.Namespace, paths: AppPaths) -> int:
     else:
         output = default_output(core.models_dir, source_name(model.path, model.name), method)
     recipe = QuantizeRecipe(model.path, method.id, output)
+    if not output.exists():
+        # Before the work, so that it can be stopped; beside the JSON, which is one object.
+        for remark in recipe.check().remarks:
+            print(remark, file=sys.stderr)
     line = ProgressLine()
     try:
         report = asyncio.run(

@@ -11,7 +11,7 @@ from octavo.checkpoint.header import CheckpointHeader
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_config_gguf import model_config_from_gguf
 from octavo.engine.model_config_hf import model_config_from_folder
-from octavo.engine.support import Evidence, evidence, family_of, format_of
+from octavo.engine.support import family_of, format_of, runs
 from octavo.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def read_model_config(header: CheckpointHeader) -> ModelConfig:
     else:
         config = model_config_from_gguf(header)
     family, stored = family_of(header), format_of(header)
-    if family is not None and evidence(family, stored) is Evidence.NONE:
+    if family is not None and not runs(family, stored):
         raise UnsupportedModelError(
             f"{header.path.name} is {family.covers} in {stored.title}, "
             "a pair that Octavo does not run yet.",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from octavo.engine.cpu_weights import Matrix
-from octavo.engine.kernels.cpu import attention, rotary, rows, step_words
+from octavo.engine.kernels.cpu import attention, moe, rotary, rows, step_words
 from octavo.engine.kernels.cpu.limits import ACTIVATIONS, BLOCK_SIZE
 from octavo.engine.kernels.cpu.linear import compile_kernel
 from octavo.engine.kernels.cpu.program import Program, Words, byte_buffer, float_buffer
@@ -19,6 +19,7 @@ from octavo.engine.kernels.cpu.tiles_forms import GROUP
 from octavo.engine.kv_groups import KVGroup
 from octavo.engine.layers.linear import Linear
 from octavo.engine.layers.mlp import GatedMLP
+from octavo.engine.layers.moe import MoE
 from octavo.engine.layers.rotary_embedding import RotaryEmbedding
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder, DecoderLayer
@@ -52,7 +53,7 @@ class DecoderProgram:
         max_rows: int,
         num_threads: int,
     ) -> None:
-        """Takes the decoder's matrices over; their packed forms are gone from it afterwards.
+        """Takes the decoder's layers over; afterwards it has nothing but its embedding.
 
         Args:
             decoder: loaded.
@@ -84,6 +85,7 @@ class DecoderProgram:
         self._gates = float_buffer(max_tokens, 2 * config.intermediate_size)
         self._gated = _Inputs(max_tokens, config.intermediate_size)
         self._output = float_buffer(max_tokens, size)
+        self._experts = None if config.moe is None else _Experts(config, max_tokens)
         self._angles = self._add_angles(decoder.model.rotary_emb, max_tokens)
         self._local_angles = self._angles
         if decoder.model.local_rotary_emb is not None:
@@ -97,6 +99,8 @@ class DecoderProgram:
         for index, layer in enumerate(decoder.model.layers):
             assert isinstance(layer, DecoderLayer)
             part = self._add_layer(layer, index, part, *places[index])
+            # What its matrices were loaded as goes before the next layer's are packed.
+            decoder.model.layers[index] = torch.nn.Identity()
         self._add_norm(part, decoder.model.norm.weight, output=self.hidden)
         self._add_head(decoder, max_rows)
 
@@ -123,13 +127,13 @@ class DecoderProgram:
         elif layer.pre_feedforward_layernorm is not None:
             feed_norm = layer.pre_feedforward_layernorm.weight
         after_norm = layer.post_feedforward_layernorm
-        assert isinstance(layer.mlp, GatedMLP)
-        self._add_mlp(layer.mlp, attended, feed_norm)
-        return _Part(
-            self._output,
-            layer.mlp.down_proj.bias,
-            None if after_norm is None else after_norm.weight,
-        )
+        bias = None
+        if isinstance(layer.mlp, MoE):
+            self._add_experts(layer.mlp, attended, feed_norm)
+        else:
+            self._add_mlp(layer.mlp, attended, feed_norm)
+            bias = layer.mlp.down_proj.bias
+        return _Part(self._output, bias, None if after_norm is None else after_norm.weight)
 
     def _add_attention(
         self,
@@ -213,26 +217,131 @@ class DecoderProgram:
     def _add_mlp(self, mlp: GatedMLP, before: _Part, norm: torch.Tensor | None) -> None:
         matrices = Matrix.of_layers([mlp.gate_proj, mlp.up_proj])
         self._add_norm(before, norm, inputs=self._inputs, readers=matrices)
-        self._add_products(matrices, self._inputs, self._gates, program=self.layers)
+        feed = _FeedForward(self._gates, self._gated, self._config.intermediate_size)
+        self._add_gated(mlp, matrices, feed, self._output)
+
+    def _add_gated(
+        self,
+        mlp: GatedMLP,
+        matrices: Sequence[Matrix],
+        feed: "_FeedForward",
+        output: torch.Tensor,
+    ) -> None:
+        self._add_products(matrices, self._inputs, feed.gates, program=self.layers)
         down = Matrix.of_layers([mlp.down_proj])
-        bias = _biases([mlp.gate_proj, mlp.up_proj])
-        size = self._config.intermediate_size
+        self._add_gate(feed, down, bias=_biases([mlp.gate_proj, mlp.up_proj]))
+        self._add_products(down, feed.gated, output, program=self.layers)
+
+    def _add_gate(
+        self,
+        feed: "_FeedForward",
+        readers: Sequence[Matrix],
+        *,
+        bias: torch.Tensor | None = None,
+        rows_per_token: int = 1,
+    ) -> None:
         words: Words = {
-            rows.GATES: self._gates,
-            rows.GATE_SIZE: size,
+            rows.GATES: feed.gates,
+            rows.GATE_SIZE: feed.size,
             rows.ACTIVATION: ACTIVATIONS[self._config.activation],
             rows.GATE_BIAS: bias,
-            rows.GATED: self._gated.floats_for(down),
-            rows.GATED_QUANTIZED: self._gated.quantized_for(down),
+            rows.GATED: feed.gated.floats_for(readers),
+            rows.GATED_QUANTIZED: feed.gated.quantized_for(readers),
         }
         self.layers.add(
             rows.gate,
             words,
             extent=step_words.NUM_TOKENS,
-            factor=size // GROUP,
+            factor=rows_per_token * feed.size // GROUP,
             grain=_GATE_GROUPS,
         )
-        self._add_products(down, self._gated, self._output, program=self.layers)
+
+    def _add_experts(self, module: MoE, before: _Part, norm: torch.Tensor | None) -> None:
+        buffers = self._experts
+        assert buffers is not None
+        router = Matrix.of_layers([module.gate])
+        gates = [
+            Matrix.joined(module.experts, ("gate_proj", "up_proj"), expert)
+            for expert in range(buffers.num_experts)
+        ]
+        downs = [
+            Matrix.joined(module.experts, ("down_proj",), expert)
+            for expert in range(buffers.num_experts)
+        ]
+        readers = [*router, gates[0]]
+        shared: list[Matrix] = []
+        shared_gate: list[Matrix] = []
+        if module.shared_expert is not None and module.shared_expert_gate is not None:
+            mlp = module.shared_expert
+            shared = Matrix.of_layers([mlp.gate_proj, mlp.up_proj])
+            shared_gate = Matrix.of_layers([module.shared_expert_gate])
+        self._add_norm(before, norm, inputs=self._inputs, readers=[*readers, *shared, *shared_gate])
+        self._add_products(router, self._inputs, buffers.routed, program=self.layers)
+        words = buffers.words()
+        self.layers.add(
+            moe.pick_experts,
+            words | {moe.ROUTED: buffers.routed, moe.RENORMALIZES: int(buffers.renormalizes)},
+            extent=step_words.NUM_TOKENS,
+        )
+        self.layers.add(moe.sort_picks, words, extent=step_words.ONE)
+        is_quantized = gates[0].packed.form.is_quantized
+        source = self._inputs.quantized if is_quantized else self._inputs.floats
+        target = buffers.inputs.quantized if is_quantized else buffers.inputs.floats
+        row_bytes = self._inputs.quantized_bytes if is_quantized else 4 * self._inputs.size
+        self.layers.add(
+            moe.gather_rows,
+            words | {moe.SOURCE: source, moe.SOURCE_BYTES: row_bytes, moe.SORTED: target},
+            extent=step_words.NUM_TOKENS,
+            factor=buffers.num_picks,
+            grain=8,
+        )
+        self._add_expert_products(gates, buffers.inputs, buffers.feed.gates)
+        self._add_gate(buffers.feed, [downs[0]], rows_per_token=buffers.num_picks)
+        self._add_expert_products(downs, buffers.feed.gated, buffers.outputs)
+        words |= {
+            moe.EXPERT_OUTPUTS: buffers.outputs,
+            moe.COMBINED_SIZE: self._config.hidden_size,
+            moe.COMBINED: self._output,
+        }
+        if module.shared_expert is not None and buffers.shared is not None:
+            self._add_gated(module.shared_expert, shared, buffers.shared, buffers.shared_output)
+            self._add_products(
+                shared_gate, self._inputs, buffers.shared_logits, program=self.layers
+            )
+            words |= {
+                moe.SHARED: buffers.shared_output,
+                moe.SHARED_GATE: buffers.shared_logits,
+            }
+        self.layers.add(moe.combine_experts, words, extent=step_words.NUM_TOKENS)
+
+    def _add_expert_products(
+        self, matrices: Sequence[Matrix], inputs: "_Inputs", output: torch.Tensor
+    ) -> None:
+        buffers, first = self._experts, matrices[0].packed
+        assert buffers is not None
+        tiles = [matrix.packed.tiles for matrix in matrices]
+        is_quantized = first.form.is_quantized
+        cuts = min(2 * self._num_threads, len(first.tiles))
+        words = buffers.words() | {
+            moe.FUNCTION: compile_kernel(first.form.name).address,
+            moe.EXPERT_TILES: torch.tensor([one.data_ptr() for one in tiles]),
+            moe.TILE_BYTES: first.tiles.shape[1],
+            moe.NUM_TILES: len(first.tiles),
+            moe.NUM_CUTS: cuts,
+            moe.IN_FEATURES: first.padded_columns,
+            moe.OUT_FEATURES: first.num_rows,
+            moe.INPUTS: inputs.quantized if is_quantized else inputs.floats,
+            moe.INPUT_BYTES: inputs.quantized_bytes if is_quantized else 4 * inputs.size,
+            moe.PRODUCTS: output,
+            moe.GROUP_SIZE: first.group_size,
+        }
+        self.layers.keep(tiles)
+        self.layers.add(
+            moe.multiply_experts,
+            words,
+            extent=step_words.ONE,
+            factor=buffers.num_experts * cuts,
+        )
 
     def _add_norm(
         self,
@@ -338,6 +447,7 @@ class DecoderProgram:
         config, program = self._config, self.logits_of_rows
         head = decoder.model.embed_tokens if decoder.lm_head is None else decoder.lm_head
         matrices = Matrix.of_layers([head])
+        decoder.lm_head = None
         inputs = _Inputs(max_rows, config.hidden_size, floats=self.rows)
         if inputs.quantized_for(matrices) is not None:
             self._add_quantizing(program, inputs, step_words.NUM_ROWS)
@@ -372,6 +482,55 @@ class _Inputs:
         """The 8-bit integers if anybody reads them."""
         is_read = any(matrix.packed.form.is_quantized for matrix in readers)
         return self.quantized if is_read else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _FeedForward:
+    """Buffers of a gated feed-forward part."""
+
+    gates: torch.Tensor
+    """[num_rows, 2 * size], float32."""
+    gated: _Inputs
+    size: int
+
+    @classmethod
+    def of_size(cls, num_rows: int, size: int) -> "_FeedForward":
+        return cls(float_buffer(num_rows, 2 * size), _Inputs(num_rows, size), size)
+
+
+class _Experts:
+    """Buffers of feed-forward parts of many experts, one layer after the other."""
+
+    def __init__(self, config: ModelConfig, max_tokens: int) -> None:
+        assert config.moe is not None
+        experts = config.moe
+        self.num_experts, self.num_picks = experts.num_experts, experts.num_experts_per_token
+        self.renormalizes = experts.renormalizes
+        max_picks = max_tokens * self.num_picks
+        self.routed = float_buffer(max_tokens, self.num_experts)
+        self._picked = torch.zeros(max_picks, dtype=torch.int64)
+        self._shares = float_buffer(max_picks)
+        self._starts = torch.zeros(self.num_experts + 1, dtype=torch.int64)
+        self._places = torch.zeros(max_picks, dtype=torch.int64)
+        self.inputs = _Inputs(max_picks, config.hidden_size)
+        self.feed = _FeedForward.of_size(max_picks, experts.intermediate_size)
+        self.outputs = float_buffer(max_picks, config.hidden_size)
+        self.shared = None
+        if experts.shared_intermediate_size:
+            self.shared = _FeedForward.of_size(max_tokens, experts.shared_intermediate_size)
+        self.shared_output = float_buffer(max_tokens, config.hidden_size)
+        self.shared_logits = float_buffer(max_tokens, 1)
+
+    def words(self) -> Words:
+        """What all operations on experts read."""
+        return {
+            moe.NUM_EXPERTS: self.num_experts,
+            moe.NUM_PICKS: self.num_picks,
+            moe.PICKED: self._picked,
+            moe.SHARES: self._shares,
+            moe.STARTS: self._starts,
+            moe.PLACES: self._places,
+        }
 
 
 def _floats(weight: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from octavo.engine.kernels.cpu.tiles_pack import (
     pack_floats,
     pack_gguf,
 )
+from octavo.engine.layers.moe import Experts
 from octavo.engine.quantization.affine import affine_groups, is_affine
 from octavo.engine.quantization.packed import PackedBlocks, PackedWeight
 
@@ -41,6 +42,15 @@ class Matrix:
                 packed = _join(matrices.pop().packed, packed)
             matrices.append(cls(packed))
         return matrices
+
+    @classmethod
+    def joined(cls, experts: Experts, names: Sequence[str], expert: int) -> "Matrix":
+        """Packs matrices of one expert, which are stored alike, into one."""
+        first, *others = (pack(experts.matrix(name, expert)) for name in names)
+        for other in others:
+            assert _can_join(first, other)
+            first = _join(first, other)
+        return cls(first)
 
 
 def has_tiles(weight: torch.Tensor | PackedWeight) -> bool:

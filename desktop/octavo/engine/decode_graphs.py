@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ class DecodeGraphs:
         started_at = time.perf_counter()
         pool = torch.cuda.graph_pool_handle() if captures else None
         # One for all captures: torch's matrix library keeps a workspace for each stream.
-        self._capture_stream = torch.cuda.Stream(device) if captures else None
+        self._capture_stream = torch.cuda.Stream(device) if captures else None  # type: ignore[no-untyped-call]
         # The largest first: the smaller ones find room in its memory.
         for size in reversed(self._sizes):
             self._steps[size] = self._make_step(size, pool)
@@ -189,7 +190,7 @@ class DecodeGraphs:
         host.copy_(self._sampled[:num_rows], non_blocking=True)
         if self._device.type != "cuda":
             return ChosenTokens(host, None)
-        arrived = torch.cuda.Event()
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
         return ChosenTokens(host, arrived)
 
@@ -224,7 +225,7 @@ class DecodeGraphs:
             overlap=self._attention.overlap,
         )
 
-    def _make_step(self, size: int, pool: "tuple[int, int] | None") -> _Step:
+    def _make_step(self, size: int, pool: Any) -> _Step:
         num_groups = len(self._windows)
         inputs = DecodeInputs(
             packed=self._packed[: (3 + num_groups) * size].view(3 + num_groups, size),
@@ -291,7 +292,7 @@ class DecodeGraphs:
             metadata, inputs.table_rows, self._attention.make_scratch(size)
         )
 
-    def _capture(self, run: Callable[[], None], pool: "tuple[int, int]") -> Callable[[], None]:
+    def _capture(self, run: Callable[[], None], pool: Any) -> Callable[[], None]:
         """Runs once, so that kernels are compiled and libraries have their memory, then records."""
         stream = self._capture_stream
         assert stream is not None

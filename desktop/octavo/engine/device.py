@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from octavo.engine.config import EngineConfig
 from octavo.errors import InvalidSettingsError, ResourceError
 
@@ -87,11 +85,15 @@ def choose_device(config: EngineConfig, devices: Sequence[Device]) -> Device:
 
 def default_cpu_threads() -> int:
     """One for each core that this process may use; threads that share a core would wait for it."""
+    import psutil
+
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(psutil.cpu_count(logical=False) or 1, allowed or 1))
 
 
 def _cpu_device() -> Device:
+    import psutil
+
     memory = psutil.virtual_memory()
     total_bytes, free_bytes = memory.total, memory.available
     limit = _container_limit()
@@ -176,6 +178,8 @@ def _cuda_device(nvml: Any, index: int, handle: Any, cuda_version: str | None) -
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
         total_bytes, free_bytes = int(memory.total), int(memory.free)
     except nvml.NVMLError:  # A GPU that shares the system's memory has none of its own to report.
+        import psutil
+
         system = psutil.virtual_memory()
         total_bytes, free_bytes = system.total, system.available
     reason = _unsupported_reason((int(major), int(minor)), cuda_version)

@@ -61,7 +61,7 @@ def triton_refusal(
     head_dim: int,
     kv_dtype: str,
     *,
-    probe: Callable[[torch.device], None] | None = None,
+    probe: Callable[[torch.device], str] | None = None,
 ) -> str:
     """Why Triton's kernels cannot run a model on an NVIDIA card, as a sentence; empty if they can.
 
@@ -69,7 +69,7 @@ def triton_refusal(
         device: the card.
         head_dim: the model's.
         kv_dtype: of cached keys and values.
-        probe: builds and runs a kernel, or raises; None: the real one.
+        probe: builds and runs a kernel and says what went wrong; None: the real one.
     """
     capability = device.compute_capability
     if capability is not None and capability < _MIN_TRITON_CAPABILITY:
@@ -88,13 +88,12 @@ def triton_refusal(
     if probe is None:
         if importlib.util.find_spec("triton") is None:
             return "Triton, which builds the kernels, is not installed."
-        from octavo.engine.kernels.triton.probe import run_probe as probe
-    try:
-        probe(torch.device(device.torch_name))
-    except Exception as error:  # noqa: BLE001  (whatever a compiler or driver says is a reason)
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        from octavo.engine.kernels.triton.probe import probe_failure
+
+        probe = probe_failure
+    if failure := probe(torch.device(device.torch_name)):
         return (
-            f"Triton cannot build kernels here ({type(error).__name__}: {first_line}); it needs a C"
-            " compiler and Python's headers."
+            f"Triton cannot build kernels here ({failure}); it needs a C compiler and Python's"
+            " headers."
         )
     return ""

@@ -99,8 +99,7 @@ def _prepare_kernels(header: CheckpointHeader, config: EngineConfig, control: Jo
     def report(done: int, total: int) -> None:
         control.report(Progress("Preparing the processor's kernels, once", done, total))
 
-    cache_dir = None if config.kernel_cache_dir is None else Path(config.kernel_cache_dir)
-    prepare_kernels(kernel_forms(header), cache_dir, report)
+    prepare_kernels(kernel_forms(header), config.kernel_cache_dir, report)
 
 
 def _make_executor(

@@ -35,8 +35,8 @@ PROMPT_LOGPROB_ROWS = 64
 _INTEGER_LAYOUTS = (Layout.PACKED_INTEGERS, Layout.GPTQ, Layout.AWQ)
 SAMPLED_ROWS = 4
 """Sequences that draw a random token at a time."""
-_UNPACKING_BYTES_PER_ELEMENT = 24
-"""Integers, scales of each value and products, in the widest of the formats."""
+_UNPACKING_BYTES_PER_ELEMENT = 36
+"""Integers, scales of each value and products, in the widest of the formats: 3-bit GPTQ."""
 _SAMPLER_BYTES_PER_LOGIT = 40
 _LIBRARY_BYTES = 48 * 2**20
 """What torch and its matrix libraries keep for themselves once they have run."""

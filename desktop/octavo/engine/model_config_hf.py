@@ -1,5 +1,7 @@
 """`ModelConfig` from the config.json of a model folder, as transformers 4 and 5 write it."""
 
+import re
+
 from octavo.checkpoint.folder import FolderHeader
 from octavo.engine.config_values import ConfigValues, short
 from octavo.engine.families import BY_MODEL_TYPE, FAMILIES, Family
@@ -20,6 +22,7 @@ _ACTIVATIONS = {
 _CLAMPED = "clamped_swiglu"
 _CLAMPED_SWIGLU = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
 """The only numbers that gpt-oss was trained with."""
+_STACKED_EXPERTS = re.compile(r".+\.mlp\.experts\.(gate_up|down)_proj(_bias|_blocks|_scales|)")
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
@@ -247,6 +250,12 @@ class _FamilyReader:
             raise self._values.contradiction(f"no_rope_layers does not list {num_layers} layers")
         return frozenset(layer for layer, rotated in enumerate(is_rotated) if not rotated)
 
+    def _refuse_foreign_experts(self) -> None:
+        """Writers of quantised gpt-oss have no agreed way to store its experts."""
+        for name in self._header.tensors:
+            if ".mlp.experts." in name and not _STACKED_EXPERTS.fullmatch(name):
+                raise self._values.unsupported(f"stores its experts as {short(name)}")
+
     def _moe(self, num_layers: int) -> MoEConfig | None:
         values = self._values
         match self._family.experts:
@@ -260,6 +269,8 @@ class _FamilyReader:
                 size_key, renormalizes = "moe_intermediate_size", values.flag("norm_topk_prob")
             case _:
                 return None
+        if self._family.has_expert_biases:
+            self._refuse_foreign_experts()
         step = values.integer("decoder_sparse_step", 1, 1024, default=1)
         dense = set(values.integers("mlp_only_layers"))
         dense |= {layer for layer in range(num_layers) if (layer + 1) % step}

@@ -6,12 +6,13 @@ from types import MappingProxyType
 
 from octavo.checkpoint.folder import FolderHeader
 from octavo.checkpoint.gguf import GGMLType
+from octavo.checkpoint.gguf_names import EMBEDDING_TENSOR
 from octavo.checkpoint.header import CheckpointHeader
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
 from octavo.engine.kernels.cpu.limits import ACTIVATIONS, BLOCK_SIZE, GROUP, MAX_HEAD_DIM
 from octavo.engine.kernels.cpu.limits import MAX_GROUP_SIZE as MAX_SHARING_HEADS
-from octavo.engine.memory import MemoryPlan, plan_memory
+from octavo.engine.memory import MemoryItem, MemoryPlan, plan_memory
 from octavo.engine.model_config import ModelConfig
 
 _FORMS: Mapping[GGMLType, str] = MappingProxyType(
@@ -30,6 +31,7 @@ _FORMS: Mapping[GGMLType, str] = MappingProxyType(
     }
 )
 """Types of GGUF that kernels multiply by, and the forms of their tiles."""
+
 
 _HANDLED = frozenset(
     {
@@ -67,6 +69,7 @@ _HANDLED = frozenset(
         "local_rope",
         "unrotated_layers",
         "has_sinks",
+        "moe",
         "weight_format",
         "stored",
     }
@@ -83,7 +86,24 @@ def plan_load(
         return dataclasses.replace(plan_memory(model, config, device), why_not_kernels=reason)
     # Activations are 8-bit integers where they meet a matrix and float32 everywhere else.
     config = dataclasses.replace(config, dtype="float32", weights="packed", kv_dtype="float16")
-    return dataclasses.replace(plan_memory(model, config, device), uses_kernels=True)
+    plan = plan_memory(model, config, device)
+    return dataclasses.replace(
+        plan, items=(*plan.items, *_doubled_embedding(header, model)), uses_kernels=True
+    )
+
+
+def _doubled_embedding(header: CheckpointHeader, model: ModelConfig) -> tuple[MemoryItem, ...]:
+    """An embedding that is also the output projection is kept as rows and as tiles."""
+    if not model.tie_word_embeddings or isinstance(header, FolderHeader):
+        return ()
+    embedding = header.tensors[EMBEDDING_TENSOR]
+    return (
+        MemoryItem(
+            "Token embedding",
+            embedding.num_bytes,
+            "as stored, for single rows; it is the output projection, too",
+        ),
+    )
 
 
 def why_not_kernels(
@@ -92,7 +112,7 @@ def why_not_kernels(
     """Why the CPU kernels do not run a model, as a sentence; empty: they do."""
     return (
         _why_not_asked_for(config, device)
-        or _why_not_this_processor()
+        or why_not_on_this_machine()
         or _why_not_this_model(model)
         or _why_not_these_weights(header)
     )
@@ -122,7 +142,8 @@ def _why_not_asked_for(config: EngineConfig, device: Device) -> str:
     return ""
 
 
-def _why_not_this_processor() -> str:
+def why_not_on_this_machine() -> str:
+    """Why the CPU kernels run no model here, as a sentence; empty: they do."""
     # Reads the processor's features with llvmlite, which is loaded only when a plan is made.
     from octavo.engine.kernels.cpu.simd_tier import Tier, host_features, tier_of
 
@@ -153,6 +174,12 @@ def _why_not_this_model(model: ModelConfig) -> str:
         if getattr(model, name) % GROUP:
             size = getattr(model, name)
             return f"The CPU kernels take a {name} in steps of {GROUP}, not of {size}."
+    if (experts := model.moe) is not None:
+        if experts.has_biases:
+            return "The CPU kernels do not know experts with biases yet."
+        for size in (experts.intermediate_size, experts.shared_intermediate_size):
+            if size % GROUP:
+                return f"The CPU kernels take experts in steps of {GROUP} channels, not of {size}."
     if model.qk_norm == "all" and model.attention_bias:
         return "The CPU kernels do not know biases before norms over all heads."
     return ""

@@ -1,43 +1,16 @@
-"""Which families run from which stored formats, and how each pair is tested: the one table of it.
+"""Which families run from which stored formats: the one table of it.
 
 `octavo doctor` prints it, `octavo show` looks a model up in it, and `tests/engine/test_support.py`
 compares it with the tests there are.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
-from types import MappingProxyType
 
 from octavo.checkpoint.folder import FolderHeader
 from octavo.checkpoint.gguf import BLOCK_LAYOUT
 from octavo.checkpoint.header import CheckpointHeader
 from octavo.checkpoint.weight_format import Layout
 from octavo.engine.families import BY_MODEL_TYPE, FAMILIES, Family
-
-
-class Evidence(StrEnum):
-    """How it is tested that a family runs right from a format."""
-
-    LOGITS = "logits"
-    """Logits of tiny random models, family and format together, equal transformers'."""
-    PARTS = "parts"
-    """The family in 16 and 32 bits, and the format with others; the two together are not."""
-    NONE = "–"
-    """It does not run, or there is no such thing."""
-
-    @property
-    def sentence(self) -> str:
-        return _SENTENCES[self]
-
-
-_SENTENCES: Mapping[Evidence, str] = MappingProxyType(
-    {
-        Evidence.LOGITS: "runs; tested together, by logits equal to transformers'",
-        Evidence.PARTS: "runs; family and format are tested, but not the two together",
-        Evidence.NONE: "does not run",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +47,16 @@ FORMATS = (
     FLOAT8,
     MXFP4,
 )
-
 """In the order of the table."""
 
-_TESTED_WITH_LLAMA = frozenset({GPTQ, AWQ, BITSANDBYTES, COMPRESSED, FLOAT8})
-_TESTED_WITH_GPT_OSS = frozenset({MXFP4})
-_OF_GPT_OSS = frozenset({PLAIN, GGUF_PLAIN, GGUF_BLOCKS, MXFP4})
-"""Other writers have no agreed way to store its experts."""
+TESTED = "logits"
+"""How every pair that runs is tested: tiny random models of that family, stored in that format,
+give the logits that transformers gives."""
 
 
-def evidence(family: Family, stored: StoredFormat) -> Evidence:
-    """The table's entry."""
-    is_gpt_oss = family.model_type == "gpt_oss"
-    if (stored not in _OF_GPT_OSS) if is_gpt_oss else (stored in _TESTED_WITH_GPT_OSS):
-        return Evidence.NONE
-    is_tested = (
-        stored in (PLAIN, GGUF_PLAIN, GGUF_BLOCKS)
-        or (family.model_type == "llama" and stored in _TESTED_WITH_LLAMA)
-        or (is_gpt_oss and stored in _TESTED_WITH_GPT_OSS)
-    )
-    return Evidence.LOGITS if is_tested else Evidence.PARTS
+def runs(family: Family, stored: StoredFormat) -> bool:
+    """The table's entry: a family runs from a format only if the two are tested together."""
+    return stored != MXFP4 or family.model_type == "gpt_oss"
 
 
 def family_of(header: CheckpointHeader) -> Family | None:

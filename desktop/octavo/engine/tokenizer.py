@@ -284,6 +284,7 @@ class SentencePieceTokenizer(Tokenizer):
             byte_fallback=True,
         )
         super().__init__(vocabulary, tokenizers.Tokenizer(model))
+        self.scores = tuple(scores)
         self.strips_leading_space = add_space_prefix
         self.removes_extra_whitespaces = remove_extra_whitespaces
         self.prefixes_only_beginning = prefixes_only_beginning
@@ -309,6 +310,10 @@ def tokenizer_from_gguf(header: GGUFHeader) -> Tokenizer:
     except CheckpointError as error:
         raise CheckpointError(
             f"{header.path.name}: {error.message}", hint=error.hint, path=header.path
+        ) from error
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"{header.path.name}: {error.message}", hint=error.hint
         ) from error
 
 

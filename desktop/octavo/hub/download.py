@@ -264,7 +264,7 @@ class _Fetch:
         if head.status != http.HTTPStatus.OK or (length and length != str(size_bytes)):
             # This may be the login page of a hotel, which says nothing about the part.
             raise WrongContentError(
-                f"it announced {length or 'no'} bytes with status {head.status} "
+                f"it announced {_grouped(length)} bytes with status {head.status} "
                 f"where {size_bytes:,} were expected",
                 spoils_part=False,
             )
@@ -327,3 +327,8 @@ class _Fetch:
 def _strong_tag(head: http.client.HTTPResponse) -> str:
     tag: str = head.headers.get("ETag", "")
     return "" if tag.startswith("W/") else tag
+
+
+def _grouped(length: str | None) -> str:
+    """A length of a server's header as people read it."""
+    return f"{int(length):,}" if length and length.isdecimal() else length or "no"

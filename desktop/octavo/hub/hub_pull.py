@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from octavo.checkpoint.header import CheckpointHeader
@@ -12,14 +11,7 @@ from octavo.hub.disk import holds, storage_error
 from octavo.hub.download import Patience, Share
 from octavo.hub.file_lock import locked
 from octavo.hub.hub_cache import HubCache
-from octavo.hub.hub_files import (
-    GGUF,
-    HubAddress,
-    HubFile,
-    HubRepository,
-    HubVariant,
-    choose_variant,
-)
+from octavo.hub.hub_files import GGUF, HubFile, HubRepository, HubVariant
 from octavo.hub.hub_inspect import beginning_path, inspect_variant
 from octavo.hub.hub_transfer import HubTransfer
 from octavo.hub.hugging_face import HuggingFace
@@ -27,34 +19,6 @@ from octavo.jobs import JobControl, Progress
 from octavo.units import format_bytes
 
 Check = Callable[[CheckpointHeader], object]
-
-
-@dataclass(frozen=True, slots=True)
-class HubPull:
-    """What was pulled."""
-
-    repository: HubRepository
-    variant: HubVariant
-    path: Path
-    was_here: bool
-
-
-def pull_from_hub(
-    hub: HuggingFace,
-    address: HubAddress,
-    cache: HubCache,
-    control: JobControl,
-    *,
-    check: Check,
-    patience: Patience | None = None,
-) -> HubPull:
-    """Asks what `address` means and pulls it: `repository`, `choose_variant`, `pull_variant`."""
-    control.report(Progress(f"Asking about {address.repository}"))
-    repository = hub.repository(address)
-    variant = choose_variant(address, repository)
-    was_here = is_here(repository, variant, cache)
-    path = pull_variant(hub, repository, variant, cache, control, check=check, patience=patience)
-    return HubPull(repository, variant, path, was_here)
 
 
 def is_here(repository: HubRepository, variant: HubVariant, cache: HubCache) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from octavo.checkpoint.folder import is_model_folder
+from octavo.checkpoint.folder import is_model_folder, is_pickled_weights, pickled_file_error
 from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.errors import ModelNotFoundError, StorageError
 from octavo.hub.disk import make_folder, storage_error
@@ -79,6 +79,8 @@ def _sources(source: Path) -> list[Path]:
                 hint="Give the .gguf file or the model's own folder in it, or add the folder in the"
                 " settings to list all of its models.",
             )
+        if is_pickled_weights(path.name):
+            raise pickled_file_error(path)
         if path.suffix.lower() != SUFFIX:
             raise ModelNotFoundError(
                 f"{source} is no GGUF file and no folder of a model.",

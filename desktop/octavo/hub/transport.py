@@ -43,7 +43,7 @@ HUB_ADVICE = Advice(
     certificate="Behind a company proxy, set SSL_CERT_FILE to the company's certificate file.",
     refused="If the model is gated, accept its licence on its page and put a token of "
     "that account into the settings or $HF_TOKEN.",
-    wrong_file="Check the network (a login page?) and the endpoint, then pull again.",
+    wrong_file="Check the network (a login page?) and the endpoint, then try again.",
 )
 
 

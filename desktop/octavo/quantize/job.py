@@ -1,6 +1,7 @@
 """`quantize` and `evaluate`: the long works of this package, as coroutines around a child."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,13 @@ from octavo.jobs import JobControl
 from octavo.quantize.child import run_child
 from octavo.quantize.interrupted import note_recipe
 from octavo.quantize.recipe import QuantizeRecipe
-from octavo.quantize.report import Evaluation, QuantizeReport, weights_bytes, write_report
+from octavo.quantize.report import (
+    Evaluation,
+    QuantizeReport,
+    read_report,
+    weights_bytes,
+    write_report,
+)
 from octavo.quantize.worker import EVALUATE, QUANTIZE
 
 
@@ -21,15 +28,33 @@ async def quantize(
     """Quantises a model in a process of its own, evaluates it, and writes the report beside it.
 
     A run that was killed or cancelled goes on where it stopped. Once the model is written it
-    stays, also when the evaluation is cancelled; where a model is too large to be evaluated on
-    this machine the report says so. Progress is reported on a worker's thread.
+    stays with a report that lacks the evaluation, and if that was stopped, too, the same recipe
+    goes on with it. Where a model is too large to be evaluated on this machine the report says
+    so. Progress is reported on a worker's thread.
 
     Raises:
         OctavoError: as `QuantizeRecipe.check`, or a weight is damaged, or the process died.
         JobCancelled: `control` was cancelled.
     """
+    report = await asyncio.to_thread(_unmeasured_report, recipe) if evaluates else None
+    if report is None:
+        report = await _write(recipe, control)
+    return await _measure(report, recipe, control) if evaluates else report
+
+
+def _unmeasured_report(recipe: QuantizeRecipe) -> QuantizeReport | None:
+    """Of a run of this recipe that came as far as the evaluation."""
+    report = read_report(recipe.output)
+    if report is None or report.is_measured:
+        return None
+    is_same = (report.source, report.method) == (str(recipe.source.absolute()), recipe.method)
+    return report if is_same else None
+
+
+async def _write(recipe: QuantizeRecipe, control: JobControl) -> QuantizeReport:
     started_at = time.perf_counter()
     await asyncio.to_thread(recipe.check)
+    await asyncio.to_thread(recipe.check_tokens)
     await asyncio.to_thread(note_recipe, recipe)
     result = await _run(
         {
@@ -40,32 +65,41 @@ async def quantize(
         },
         control,
     )
-    seconds = time.perf_counter() - started_at
-    evaluation: Evaluation | None = None
-    note = ""
-    if evaluates:
-        try:
-            evaluation = await evaluate(recipe.output, recipe.source, control)
-        except ResourceError as error:
-            note = f"The model is finished, but was not evaluated: {error}"
     report = QuantizeReport(
         source_name=recipe.source.name,
+        source=str(recipe.source.absolute()),
         method=recipe.method,
         source_bytes=await asyncio.to_thread(weights_bytes, recipe.source),
         output_bytes=await asyncio.to_thread(weights_bytes, recipe.output),
         bits_per_weight=result["bits_per_weight"],
-        perplexity_before=evaluation.against_perplexity if evaluation else None,
-        perplexity_after=evaluation.perplexity if evaluation else None,
-        kl_divergence=evaluation.kl_divergence if evaluation else None,
-        top1_agreement=evaluation.top1_agreement if evaluation else None,
-        num_tokens=evaluation.num_tokens if evaluation else 0,
-        text_name=evaluation.text_name if evaluation else "",
-        seconds=seconds,
-        dtype=evaluation.dtype if evaluation else "",
-        note=note,
+        seconds=time.perf_counter() - started_at,
     )
     await asyncio.to_thread(write_report, report, recipe.output)
     return report
+
+
+async def _measure(
+    report: QuantizeReport, recipe: QuantizeRecipe, control: JobControl
+) -> QuantizeReport:
+    try:
+        evaluation = await evaluate(recipe.output, recipe.source, control)
+    except ResourceError as error:
+        note = f"The model is finished, but was not evaluated: {error}"
+        measured = dataclasses.replace(report, note=note)
+    else:
+        measured = dataclasses.replace(
+            report,
+            perplexity_before=evaluation.against_perplexity,
+            perplexity_after=evaluation.perplexity,
+            kl_divergence=evaluation.kl_divergence,
+            top1_agreement=evaluation.top1_agreement,
+            num_tokens=evaluation.num_tokens,
+            text_name=evaluation.text_name,
+            dtype=evaluation.dtype,
+            note="",
+        )
+    await asyncio.to_thread(write_report, measured, recipe.output)
+    return measured
 
 
 async def evaluate(

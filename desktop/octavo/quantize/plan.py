@@ -2,27 +2,33 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
 from octavo.checkpoint.folder import FolderHeader
 from octavo.checkpoint.gguf import GGUFHeader
-from octavo.checkpoint.gguf_names import EMBEDDING_TENSOR, FREQ_FACTORS, OUTPUT_TENSOR
+from octavo.checkpoint.gguf_names import EMBEDDING_TENSOR, OUTPUT_TENSOR
 from octavo.checkpoint.gguf_types import BLOCK_LAYOUT, GGMLType
 from octavo.checkpoint.header import CheckpointHeader
-from octavo.errors import CheckpointError, UnsupportedModelError
-from octavo.quantize.conversion.rope_scaling import rope_factors
-from octavo.quantize.conversion.tensor_names import gguf_tensor_names, permuted_parameters
-from octavo.quantize.methods import QuantizeMethod
+from octavo.engine.checkpoint_parts import read_model_config
+from octavo.quantize.conversion.config_numbers import family_in_folders
+from octavo.quantize.conversion.model_numbers import config_of_gguf, gguf_keys_of_folder
+from octavo.quantize.conversion.weight_sources import WeightSource, weight_sources
+from octavo.quantize.methods import OFFERED_GROUP_SIZES, ROW, QuantizeMethod
+from octavo.units import format_bytes
 
 Encoding = Literal["f32", "f16", "bf16", "int4", "int8", "q4_0", "q8_0"]
 """What becomes of one weight; `methods/encoders.py` has the arithmetic."""
 
+_EMBEDDING = "model.embed_tokens.weight"
 _OUTPUT = "lm_head.weight"
-_FOLLOWS_FROM_CONFIG = re.compile(r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_freq")
-"""Tables of early checkpoints."""
+_LINEAR = re.compile(r".+(_proj|\.experts\.[0-9]+\.w[123])\.weight")
+"""Matrices that are quantised in folders; routers and what gives the logits are not."""
 _ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8}
+_READ_ELEMENTS = 1 << 24
+"""Unpacked at a time, where rows stay in their order: 64 MiB."""
+_UNPACKED_BYTES = 4
 _WORD_BITS = 32
 
 
@@ -40,15 +46,35 @@ class OutputTensor:
 
 @dataclass(frozen=True, slots=True)
 class WeightPlan:
-    """One weight of the source, and the tensors that it becomes."""
+    """One weight of the output: what it is made from, and the tensors that hold it."""
 
-    name: str
-    """As the source's file has it; of a GGUF file that becomes a folder, its parameter's."""
-    shape: tuple[int, ...]
+    source: WeightSource
     encoding: Encoding
     outputs: tuple[OutputTensor, ...]
-    is_permuted: bool = False
-    """Whether its rows are written in GGUF's order, which is not the source's."""
+    group_size: int = 0
+    """Weights that share a scale, `ROW`, or 0: it is not quantised."""
+
+    @property
+    def name(self) -> str:
+        """Its own in the output, before anything says how it is packed."""
+        return self.source.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def rows_at_a_time(self) -> int:
+        """As many as are unpacked together; all of those that change their order."""
+        num_rows = self.num_elements // self.width
+        if self.source.row_order != "kept":
+            return num_rows
+        return min(num_rows, max(1, _READ_ELEMENTS // self.width))
+
+    @property
+    def width(self) -> int:
+        """Of its rows; each value of a list is one."""
+        return self.shape[-1] if len(self.shape) > 1 else 1
 
     @property
     def num_elements(self) -> int:
@@ -70,6 +96,8 @@ class QuantizePlan:
     weights: tuple[WeightPlan, ...]
     half: Encoding
     """The 16-bit type of what is not quantised in a folder, and of the scales."""
+    left_out: str = ""
+    """What of the source is not in the output, as a sentence."""
 
     @property
     def num_bytes(self) -> int:
@@ -80,21 +108,49 @@ class QuantizePlan:
         return self.num_bytes * 8 / max(1, self.num_parameters)
 
     @property
-    def largest_weight_bytes(self) -> int:
-        """What unpacking it takes: float32 where it is quantised, else the type it is stored in."""
+    def unpacked_bytes(self) -> int:
+        """What is unpacked at a time, at most."""
         return max(
-            weight.num_elements * _unpacked_bytes(weight.encoding) for weight in self.weights
+            weight.rows_at_a_time * weight.width * _UNPACKED_BYTES for weight in self.weights
         )
 
     @property
+    def matrices(self) -> list[WeightPlan]:
+        """Those that the method is for, quantised or not."""
+        is_for = _is_linear if self.method.container == "safetensors" else _is_matrix
+        return [weight for weight in self.weights if is_for(weight.source)]
+
+    @property
     def unquantized_modules(self) -> list[str]:
-        """Linear layers that stay as they are, as compressed-tensors lists them."""
+        """Layers that stay as they are, as compressed-tensors lists them."""
         kept = [
             weight.name.removesuffix(".weight")
             for weight in self.weights
-            if _is_linear(weight.name, weight.shape) and len(weight.outputs) == 1
+            if _is_matrix(weight.source) and not weight.group_size and weight.name != _EMBEDDING
         ]
         return ["lm_head", *(name for name in kept if name != "lm_head")]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What somebody who chose the method should know of it with this model, in sentences."""
+        matrices, wanted = self.matrices, self.method.group_size
+        sizes = Counter(weight.group_size for weight in matrices)
+        remarks = [
+            f"{sizes[size]:,} of {len(matrices):,} matrices have groups of {size} weights: "
+            f"{wanted} does not divide their width."
+            for size in sorted(sizes.keys() - {wanted, 0}, reverse=True)
+        ]
+        if self.left_out:
+            remarks.append(self.left_out)
+        kept = [weight for weight in matrices if not weight.group_size]
+        if kept:
+            smallest = min(OFFERED_GROUP_SIZES) if wanted != ROW else 32 // self.method.bits
+            remarks.append(
+                f"{len(kept):,} of {len(matrices):,} matrices stay in 16 bits "
+                f"({format_bytes(sum(weight.num_bytes for weight in kept))}): {smallest} does not "
+                "divide their width."
+            )
+        return remarks
 
 
 def plan_output(header: CheckpointHeader, method: QuantizeMethod) -> QuantizePlan:
@@ -102,134 +158,91 @@ def plan_output(header: CheckpointHeader, method: QuantizeMethod) -> QuantizePla
 
     In folders the matrices of the layers are quantised; embedding, output, norms and biases stay
     in 16 bits. In GGUF files all matrices are quantised and the rest is F32, as llama.cpp does; of
-    `q4_0` the matrix that gives the logits is Q8_0, where llama.cpp takes Q6_K. What cannot be cut
-    into whole groups stays in 16 bits.
+    `q4_0` the matrix that gives the logits is Q8_0, where llama.cpp takes Q6_K. Groups are as
+    large as the method says, or the largest offered ones below that cut a width into whole
+    groups; what none does stays in 16 bits.
 
     Raises:
         ModelError: the source cannot be understood, or not be written into the other container.
     """
-    half: Encoding = "bf16" if header.quantization == "BF16" else "f16"
+    if method.container == "gguf" and isinstance(header, FolderHeader):
+        gguf_keys_of_folder(header)
+    elif method.container == "safetensors" and isinstance(header, GGUFHeader):
+        config_of_gguf(header)
+    sources = weight_sources(header, method.container)
+    half = _half(header)
     if method.container == "gguf":
-        weights = [
-            WeightPlan(name, shape, encoding, (_ggml_tensor(tensor, shape, encoding),), is_permuted)
-            for name, shape, tensor, is_permuted in _gguf_weights(header)
-            for encoding in [_gguf_encoding(tensor, shape, method, header)]
-        ]
+        is_tied = all(source.name != OUTPUT_TENSOR for source in sources)
+        logits = EMBEDDING_TENSOR if is_tied else OUTPUT_TENSOR
+        weights = [_gguf_weight(source, method, logits) for source in sources]
     else:
-        weights = [
-            WeightPlan(name, shape, encoding, _folder_tensors(name, shape, encoding, method, half))
-            for name, shape in _folder_weights(header)
-            for encoding in [_folder_encoding(name, shape, method, half)]
-        ]
-    num_parameters = sum(weight.num_elements for weight in weights)
-    return QuantizePlan(method, num_parameters, tuple(weights), half)
+        weights = [_folder_weight(source, method, half) for source in sources]
+    num_parameters = sum(tensor.num_elements for tensor in header.tensors.values())
+    return QuantizePlan(method, num_parameters, tuple(weights), half, header.left_out)
 
 
-def _gguf_weights(header: CheckpointHeader) -> Iterator[tuple[str, tuple[int, ...], str, bool]]:
-    """Source's name, shape, name of the output's tensor, and whether its rows are reordered."""
+def _half(header: CheckpointHeader) -> Encoding:
+    """Gemma's activations are too large for float16, in which others would then compute."""
     if isinstance(header, GGUFHeader):
-        # One to one, for every architecture: names and the order of rows are GGUF's already.
-        for name, tensor in header.tensors.items():
-            yield name, tensor.shape, name, False
-        return
-    permuted = permuted_parameters(header)
-    names = gguf_tensor_names(header)
-    for name in header.tensors:
-        if name not in names and not _FOLLOWS_FROM_CONFIG.fullmatch(name):
-            raise UnsupportedModelError(
-                f"{header.path.name} has the tensor {name!r}, for which a GGUF file of such models"
-                " has no place.",
-                hint="Choose a method that keeps the kind of file the model has.",
-            )
-    for name, tensor_name in names.items():
-        if name == FREQ_FACTORS:
-            factors = rope_factors(header) or ()
-            yield name, (len(factors),), tensor_name, False
-        else:
-            yield name, _shape_in(header, name), tensor_name, name in permuted
+        family = family_in_folders(read_model_config(header), header)
+        if family.norm_offset:
+            return "bf16"
+    return "bf16" if header.quantization == "BF16" else "f16"
 
 
-def _folder_weights(header: CheckpointHeader) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Source's name and shape."""
-    if isinstance(header, FolderHeader):
-        for name, tensor in header.tensors.items():
-            if not _FOLLOWS_FROM_CONFIG.fullmatch(name):
-                yield name, tensor.shape
-        return
-    for name, tensor_name in gguf_tensor_names(header).items():
-        # config.json says it in other words.
-        if name != FREQ_FACTORS:
-            yield name, _shape_in(header, tensor_name)
-
-
-def _shape_in(header: CheckpointHeader, name: str) -> tuple[int, ...]:
-    tensor = header.tensors.get(name)
-    if tensor is None:
-        raise CheckpointError(
-            f"{header.path.name} has no tensor {name!r}: it is incomplete.",
-            path=header.path,
-            tensor=name,
-            hint="Download it again.",
-        )
-    return tensor.shape
-
-
-def _gguf_encoding(
-    tensor: str, shape: tuple[int, ...], method: QuantizeMethod, header: CheckpointHeader
-) -> Encoding:
-    is_router = tensor.endswith("ffn_gate_inp.weight")
-    if len(shape) < 2 or not tensor.endswith(".weight") or is_router:
-        return "f32"
-    if shape[-1] % method.group_in(shape[-1]):
-        return "f16"
-    is_tied = OUTPUT_TENSOR not in header.tensors and _OUTPUT not in header.tensors
-    gives_logits = tensor == (EMBEDDING_TENSOR if is_tied else OUTPUT_TENSOR)
-    return "q8_0" if method.bits == 8 or gives_logits else "q4_0"
-
-
-def _ggml_tensor(name: str, shape: tuple[int, ...], encoding: Encoding) -> OutputTensor:
+def _gguf_weight(source: WeightSource, method: QuantizeMethod, logits: str) -> WeightPlan:
+    width = source.shape[-1]
+    encoding: Encoding
+    if not _is_matrix(source):
+        encoding, group_size = "f32", 0
+    elif width % method.group_size:
+        encoding, group_size = "f16", 0
+    else:
+        is_fine = method.bits == 8 or source.name == logits
+        encoding, group_size = "q8_0" if is_fine else "q4_0", method.group_size
     ggml_type = GGMLType[encoding.upper()]
     block_elements, block_bytes = BLOCK_LAYOUT[ggml_type]
-    num_bytes = math.prod(shape) // block_elements * block_bytes
-    return OutputTensor(name, ggml_type.name, shape, num_bytes)
+    num_bytes = math.prod(source.shape) // block_elements * block_bytes
+    output = OutputTensor(source.name, ggml_type.name, source.shape, num_bytes)
+    return WeightPlan(source, encoding, (output,), group_size)
 
 
-def _folder_encoding(
-    name: str, shape: tuple[int, ...], method: QuantizeMethod, half: Encoding
-) -> Encoding:
-    if not _is_linear(name, shape):
-        return half
-    values_per_word = _WORD_BITS // method.bits
-    if shape[1] % method.group_in(shape[1]) or shape[1] % values_per_word:
-        return half
-    return "int8" if method.bits == 8 else "int4"
-
-
-def _folder_tensors(
-    name: str, shape: tuple[int, ...], encoding: Encoding, method: QuantizeMethod, half: Encoding
-) -> tuple[OutputTensor, ...]:
-    if encoding == half:
-        return (_plain_tensor(name, half.upper(), shape),)
-    module = name.removesuffix(".weight")
-    rows, columns = shape
-    return (
-        _plain_tensor(
-            f"{module}.weight_packed", "I32", (rows, columns * method.bits // _WORD_BITS)
-        ),
-        _plain_tensor(
-            f"{module}.weight_scale", half.upper(), (rows, columns // method.group_in(columns))
-        ),
+def _folder_weight(source: WeightSource, method: QuantizeMethod, half: Encoding) -> WeightPlan:
+    group_size = _group_size(source.shape[-1], method) if _is_linear(source) else 0
+    if not group_size:
+        plain = _plain_tensor(source.name, half.upper(), source.shape)
+        return WeightPlan(source, half, (plain,))
+    module = source.name.removesuffix(".weight")
+    rows, columns = source.shape
+    num_groups = 1 if group_size == ROW else columns // group_size
+    packed_columns = columns * method.bits // _WORD_BITS
+    outputs = (
+        _plain_tensor(f"{module}.weight_packed", "I32", (rows, packed_columns)),
+        _plain_tensor(f"{module}.weight_scale", half.upper(), (rows, num_groups)),
         _plain_tensor(f"{module}.weight_shape", "I64", (2,)),
     )
+    return WeightPlan(source, "int8" if method.bits == 8 else "int4", outputs, group_size)
+
+
+def _group_size(width: int, method: QuantizeMethod) -> int:
+    """The method's, or the largest smaller one on offer that divides; 0: none does."""
+    if width % (_WORD_BITS // method.bits):
+        return 0
+    if method.group_size == ROW:
+        return ROW
+    fitting = (size for size in OFFERED_GROUP_SIZES if size <= method.group_size)
+    return max((size for size in fitting if width % size == 0), default=0)
 
 
 def _plain_tensor(name: str, dtype: str, shape: tuple[int, ...]) -> OutputTensor:
     return OutputTensor(name, dtype, shape, math.prod(shape) * _ELEMENT_BYTES[dtype])
 
 
-def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and name.endswith("_proj.weight")
+def _is_linear(source: WeightSource) -> bool:
+    return len(source.shape) == 2 and _LINEAR.fullmatch(source.name) is not None
 
 
-def _unpacked_bytes(encoding: Encoding) -> int:
-    return 2 if encoding in ("f16", "bf16") else 4
+def _is_matrix(source: WeightSource) -> bool:
+    """Of any kind but routers, which decide too much for the little they are."""
+    is_router = source.name.endswith("ffn_gate_inp.weight")
+    return len(source.shape) > 1 and source.name.endswith(".weight") and not is_router

@@ -2,17 +2,20 @@
 
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from octavo.checkpoint.folder import FolderHeader
+from octavo.checkpoint.gguf import GGUFHeader
 from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.engine.checkpoint_parts import read_model_config
 from octavo.errors import (
     InsufficientMemoryError,
     InvalidInputError,
+    ModelError,
     StorageError,
     UnsupportedModelError,
 )
@@ -28,7 +31,7 @@ METHOD_KEY = "octavo.quantize.method"
 _SMALL_FILES_BYTES = 32 << 20
 """Tokenizer, config and header of a model, generously."""
 _WORKER_BYTES = 400 << 20
-"""What the child process takes beside the largest weight."""
+"""What the child process takes beside the weights that are unpacked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class QuantizeRecipe:
             InvalidInputError: the method is unknown, or the output has the wrong kind of name.
             ModelError: the source is damaged, not one that Octavo runs, or quantised already.
             StorageError: the output exists, its folder cannot be written to, or has no room.
-            InsufficientMemoryError: the largest weight does not fit into memory.
+            InsufficientMemoryError: there is less memory than the work needs.
         """
         method = find_method(self.method)
         self._check_output(method)
@@ -64,6 +67,26 @@ class QuantizeRecipe:
         self._check_room(plan)
         _check_memory(plan)
         return plan
+
+    def check_tokens(self) -> None:
+        """Finds out whether the other kind of file can say how the tokenizer works.
+
+        It takes some seconds for large vocabularies, so that it is a check of its own.
+
+        Raises:
+            UnsupportedModelError: it cannot.
+            CheckpointError: a file of the source is damaged.
+        """
+        # They load the library of tokenizers, which nobody needs who only looks at sizes.
+        from octavo.quantize.conversion.folder_files import write_folder_files
+        from octavo.quantize.conversion.gguf_metadata import gguf_metadata
+
+        container, header = find_method(self.method).container, read_checkpoint(self.source)
+        if container == "gguf":
+            gguf_metadata(header)
+        elif isinstance(header, GGUFHeader):
+            with tempfile.TemporaryDirectory() as folder:
+                write_folder_files(header, Path(folder), None)
 
     def _check_output(self, method: QuantizeMethod) -> None:
         is_gguf_name = self.output.suffix.lower() == GGUF_SUFFIX
@@ -82,7 +105,7 @@ class QuantizeRecipe:
         if self.output.exists() or self.output.is_symlink():
             raise StorageError(
                 f"{self.output} exists already.",
-                hint="Delete it first, or choose another place with --output.",
+                hint="Delete it first, or choose another place for the result.",
                 path=self.output,
             )
 
@@ -93,7 +116,7 @@ class QuantizeRecipe:
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise StorageError(
                 f"The folder {folder} cannot be written to.",
-                hint="Check who owns it, or choose another place with --output.",
+                hint="Check who owns it, or choose another place for the result.",
                 path=folder,
             )
         needed_bytes = plan.num_bytes + _SMALL_FILES_BYTES - _allocated_bytes(self.partial)
@@ -103,18 +126,28 @@ class QuantizeRecipe:
                 f"The result needs {format_bytes(needed_bytes)} in {folder}, but only"
                 f" {format_bytes(free_bytes)} are free there.",
                 hint=f"Free {format_bytes(needed_bytes - free_bytes)}, choose a smaller method,"
-                " or another place with --output.",
+                " or another place for the result.",
                 path=folder,
             )
 
 
-def estimate_bytes(header: CheckpointHeader, method: QuantizeMethod) -> int:
-    """How large the result will be, without tokenizer and config.
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a method would give of a model, as far as headers say it."""
 
-    Raises:
-        UnsupportedModelError: the model has tensors that Octavo does not know.
-    """
-    return plan_output(header, method).num_bytes
+    num_bytes: int
+    """Without tokenizer and config; 0 if it cannot be done."""
+    remarks: tuple[str, ...] = ()
+    """What is special about it, in sentences; why not, if it cannot be done."""
+
+
+def estimate(header: CheckpointHeader, method: QuantizeMethod) -> Estimate:
+    """How large the result will be, and what is special about it."""
+    try:
+        plan = plan_output(header, method)
+    except ModelError as error:
+        return Estimate(0, (error.message,))
+    return Estimate(plan.num_bytes, tuple(plan.remarks))
 
 
 def default_output(models_dir: Path, name: str, method: QuantizeMethod) -> Path:
@@ -162,11 +195,11 @@ def refuse_quantized(header: CheckpointHeader) -> None:
 
 
 def _check_memory(plan: QuantizePlan) -> None:
-    needed_bytes = plan.largest_weight_bytes + _WORKER_BYTES
+    needed_bytes = plan.unpacked_bytes + _WORKER_BYTES
     free_bytes = psutil.virtual_memory().available
     if needed_bytes > free_bytes:
         raise InsufficientMemoryError(
-            f"Quantising needs {format_bytes(needed_bytes)} of memory for the largest weight, but"
+            f"Quantising needs {format_bytes(needed_bytes)} of memory, but"
             f" only {format_bytes(free_bytes)} are free.",
             hint="Unload the model that is loaded, or close other programs.",
             needed_bytes=needed_bytes,

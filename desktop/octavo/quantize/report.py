@@ -30,7 +30,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeReport:
-    """One finished quantisation. Numbers of the evaluation are None where it was left out."""
+    """One finished quantisation. Numbers of the evaluation are None until there is one."""
 
     source_name: str
     method: str
@@ -38,20 +38,27 @@ class QuantizeReport:
     output_bytes: int
     bits_per_weight: float
     """All of the output's tensors by the number of parameters."""
-    perplexity_before: float | None
-    perplexity_after: float | None
-    kl_divergence: float | None
-    """Mean over the tokens, of the result from the original, in nats."""
-    top1_agreement: float | None
-    """Share of tokens where both think the same one likeliest, 0 to 1."""
-    num_tokens: int
-    text_name: str
     seconds: float
     """Of the quantising; an evaluation comes on top."""
+    source: str = ""
+    """The file or folder it was made from; empty in reports of old."""
+    perplexity_before: float | None = None
+    perplexity_after: float | None = None
+    kl_divergence: float | None = None
+    """Mean over the tokens, of the result from the original, in nats."""
+    top1_agreement: float | None = None
+    """Share of tokens where both think the same one likeliest, 0 to 1."""
+    num_tokens: int = 0
+    text_name: str = ""
     dtype: str = ""
     """In which the evaluation was computed."""
     note: str = ""
     """Why there is no evaluation though one was asked for, in a sentence."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it has the numbers of an evaluation."""
+        return self.kl_divergence is not None
 
 
 def report_file(output: Path) -> Path:
@@ -67,7 +74,10 @@ def write_report(report: QuantizeReport, output: Path) -> None:
     """
     path = report_file(output)
     try:
-        path.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+        # In one step: a report that is measured anew must not be lost to a full disk.
+        new = path.with_name(path.name + ".new")
+        new.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+        new.replace(path)
     except OSError as error:
         raise StorageError(
             f"The report {path} cannot be written: {error.strerror or error}.",

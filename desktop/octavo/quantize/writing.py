@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +17,7 @@ from octavo.quantize.conversion.folder_files import write_folder_files
 from octavo.quantize.conversion.gguf_metadata import gguf_metadata
 from octavo.quantize.conversion.gguf_values import string, uint32
 from octavo.quantize.file_layout import FileLayout
-from octavo.quantize.methods import ROW
+from octavo.quantize.methods import ROW, QuantizeMethod
 from octavo.quantize.methods.encoders import encode
 from octavo.quantize.partial_output import PartialOutput
 from octavo.quantize.plan import QuantizePlan
@@ -25,7 +26,7 @@ from octavo.quantize.source_weights import SourceWeights, source_files
 from octavo.quantize.writer_gguf import lay_out_gguf
 from octavo.quantize.writer_safetensors import lay_out_safetensors
 
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
 """Raised when the same recipe gives other bytes than before, so that no run goes on from those."""
 
 _FILE_TYPES = {"q8_0": 7, "q4_0": 2}
@@ -66,7 +67,7 @@ def write_model(recipe: QuantizeRecipe, control: JobControl) -> QuantizePlan:
             dtype = _DTYPES[plan.half]
             packing = compressed_tensors_config(plan)
             write_folder_files(header, partial.small_files, packing, dtype=dtype)
-        weights = SourceWeights(header, plan)
+        weights = SourceWeights(header)
         done_bytes = 0
 
         def report(num_bytes: int) -> None:
@@ -86,28 +87,20 @@ def write_model(recipe: QuantizeRecipe, control: JobControl) -> QuantizePlan:
 
 
 def compressed_tensors_config(plan: QuantizePlan) -> dict[str, Any]:
-    """`quantization_config` of a config.json, as compressed-tensors writes and reads it."""
-    is_per_row = plan.method.group_size == ROW
-    weights: dict[str, Any] = {
-        "actorder": None,
-        "block_structure": None,
-        "dynamic": False,
-        "group_size": None if is_per_row else plan.method.group_size,
-        "num_bits": plan.method.bits,
-        "observer": "mse" if plan.method.bits == 4 else "minmax",
-        "observer_kwargs": {},
-        "strategy": "channel" if is_per_row else "group",
-        "symmetric": True,
-        "type": "int",
-    }
-    group = {
-        "input_activations": None,
-        "output_activations": None,
-        "targets": ["Linear"],
-        "weights": weights,
-    }
+    """`quantization_config` of a config.json, as compressed-tensors writes and reads it.
+
+    The first group is for all linear layers; those whose groups are smaller are named before it
+    counts, as names come before classes.
+    """
+    groups = {"group_0": _config_group(plan.method, plan.method.group_size, ["Linear"])}
+    smaller: dict[int, set[str]] = {}
+    for weight in plan.matrices:
+        if weight.group_size not in (0, plan.method.group_size):
+            smaller.setdefault(weight.group_size, set()).add(_pattern(weight.name))
+    for size in sorted(smaller, reverse=True):
+        groups[f"group_{len(groups)}"] = _config_group(plan.method, size, sorted(smaller[size]))
     return {
-        "config_groups": {"group_0": group},
+        "config_groups": groups,
         "format": "pack-quantized",
         "global_compression_ratio": None,
         "ignore": plan.unquantized_modules,
@@ -115,6 +108,34 @@ def compressed_tensors_config(plan: QuantizePlan) -> dict[str, Any]:
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
     }
+
+
+def _config_group(method: QuantizeMethod, group_size: int, targets: list[str]) -> dict[str, Any]:
+    is_per_row = group_size == ROW
+    weights: dict[str, Any] = {
+        "actorder": None,
+        "block_structure": None,
+        "dynamic": False,
+        "group_size": None if is_per_row else group_size,
+        "num_bits": method.bits,
+        "observer": "mse" if method.bits == 4 else "minmax",
+        "observer_kwargs": {},
+        "strategy": "channel" if is_per_row else "group",
+        "symmetric": True,
+        "type": "int",
+    }
+    return {
+        "input_activations": None,
+        "output_activations": None,
+        "targets": targets,
+        "weights": weights,
+    }
+
+
+def _pattern(name: str) -> str:
+    """A module's name in any layer, and of any expert: their widths are the same."""
+    module = re.escape(name.removesuffix(".weight"))
+    return "re:" + re.sub(r"\\\.[0-9]+\\\.", r"\\.[0-9]+\\.", module) + "$"
 
 
 def _lay_out(header: CheckpointHeader, plan: QuantizePlan) -> FileLayout:

@@ -2,16 +2,19 @@
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, Slot
 from PySide6.QtGui import QGuiApplication
 
-from octavo.ui.crash_dialog import CrashDialog
 from octavo.ui.crash_file import read_crashes, remove_crashes
 from octavo.ui.crash_hooks import CrashHooks
 from octavo.ui.crash_report import Failure, make_report
 from octavo.ui.main_window import MainWindow
 from octavo.ui.tasks import UiTasks, spawn
+
+if TYPE_CHECKING:
+    from octavo.ui.crash_dialog import CrashDialog
 
 CRASHED = (
     "Octavo ended unexpectedly the last time. Your conversations are kept; an answer that was being"
@@ -43,6 +46,8 @@ class CrashWatch(QObject):
     def _show(self, failure: Failure) -> None:
         # A slot of an object of the main thread: failures of other threads are queued to it.
         if self._dialog is None:
+            from octavo.ui.crash_dialog import CrashDialog
+
             self._dialog = CrashDialog(self._window.show_log, self._window)
         self._dialog.add(failure)
 

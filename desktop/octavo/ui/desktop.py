@@ -91,6 +91,7 @@ async def _start(
         core.downloads.start()
         spawn(load_last_model(core, window.chat_page.picker.choose))
         spawn(restore_server(core))
+        spawn(core.prepare_kernels())
         await stop.wait()
         await _close(core, window)
     return 0

@@ -3,13 +3,13 @@
 from functools import cache
 
 from PySide6.QtCore import QByteArray, QRectF, Qt
-from PySide6.QtGui import QIcon, QPainter, QPixmap
+from PySide6.QtGui import QGuiApplication, QIcon, QPainter, QPixmap
 from PySide6.QtSvg import QSvgRenderer
 
 from octavo.paths import resources_dir
 
-ICON_SIZES = (16, 20, 24, 32, 40, 48, 64)
-"""Physical pixels an icon is drawn at; Qt takes the one that fits size times device pixel ratio."""
+ICON_PIXELS = 16
+"""The size of an icon beside text at 100 %."""
 APP_ICON_SIZES = (16, 24, 32, 48, 64, 128, 256)
 
 
@@ -23,17 +23,22 @@ def icon_pixmap(name: str, color: str, pixels: int) -> QPixmap:
     return _draw(_svg(f"lucide/{name}").replace("currentColor", color), pixels)
 
 
-def icon(name: str, color: str, *, disabled_color: str | None = None) -> QIcon:
-    """A lucide icon by its file name, drawn at every size that screens ask for.
+def icon(
+    name: str, color: str, pixels: int = ICON_PIXELS, *, disabled_color: str | None = None
+) -> QIcon:
+    """A lucide icon by its file name, drawn for each of the screens; Qt takes the one that fits.
+
+    Args:
+        pixels: how wide it is shown, in the pixels of a widget.
 
     Raises:
         FileNotFoundError: no such icon is bundled.
     """
     result = QIcon()
-    for pixels in ICON_SIZES:
-        result.addPixmap(icon_pixmap(name, color, pixels))
+    for ratio in {screen.devicePixelRatio() for screen in QGuiApplication.screens()} or {1.0}:
+        result.addPixmap(icon_pixmap(name, color, round(pixels * ratio)))
         if disabled_color is not None:
-            disabled = icon_pixmap(name, disabled_color, pixels)
+            disabled = icon_pixmap(name, disabled_color, round(pixels * ratio))
             result.addPixmap(disabled, QIcon.Mode.Disabled)
     return result
 

@@ -14,7 +14,6 @@ from octavo.ui.chat.chat_page import SHORTCUTS as CHAT_SHORTCUTS
 from octavo.ui.chat.chat_page import ChatPage
 from octavo.ui.chat.conversation_list import SHORTCUTS as LIST_SHORTCUTS
 from octavo.ui.chat.conversation_list import ConversationList
-from octavo.ui.icons import app_icon
 from octavo.ui.log_view import show_log
 from octavo.ui.monitor.monitor_strip import MonitorStrip
 from octavo.ui.notice_bar import NoticeBar
@@ -40,7 +39,6 @@ class MainWindow(QMainWindow):
         super().__init__()
         self._core = core
         self.setWindowTitle("Octavo")
-        self.setWindowIcon(app_icon())
         self._is_narrow = False
         self._is_expanded = self._is_expanded_when_wide = True
         self._body = QWidget()

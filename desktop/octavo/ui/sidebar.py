@@ -187,7 +187,7 @@ def describe_host(state: HostState) -> tuple[str, str, str]:
         case HostStatus.LOADING:
             fraction = state.progress.fraction if state.progress is not None else None
             stage = state.progress.stage if state.progress is not None else "Loading"
-            return title, stage if fraction is None else f"{stage}, {fraction:.0%}", "soft"
+            return title, stage if fraction is None else f"{stage}, {100 * fraction:.0f} %", "soft"
         case HostStatus.UNLOADING:
             return title, "Unloading", "soft"
         case HostStatus.FAILED:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PySide6.QtCore import QCoreApplication, QObject, Signal
 
-from octavo.errors import OctavoError
+from octavo.errors import ChatTemplateError, OctavoError
 from octavo.jobs import JobCancelled
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class UiTasks(QObject):
             case JobCancelled():
                 logger.info("A job was cancelled")
             case OctavoError() as error:
-                logger.warning("%s: %s", type(error).__name__, error, exc_info=error.__cause__)
+                _log(error)
                 show = on_error or self.failed.emit
                 show(error)
             case error:
@@ -90,6 +90,13 @@ def spawn(
     no OctavoError is a mistake of ours and is announced by `UiTasks.broken` as well.
     """
     return UiTasks.current().start(coroutine, on_error)
+
+
+def _log(error: OctavoError) -> None:
+    """What a chat template says may quote the messages: of that nothing is logged."""
+    cause = None if isinstance(error, ChatTemplateError) else error.__cause__
+    words = "" if isinstance(error, ChatTemplateError) else f": {error}"
+    logger.warning("%s%s", type(error).__name__, words, exc_info=cause)
 
 
 def unexpected_error(error: BaseException) -> OctavoError:

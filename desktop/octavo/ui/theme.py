@@ -46,6 +46,8 @@ class ThemeController(QObject):
         self._applied: tuple[Theme, float] | None = None
         app.setStyle("Fusion")
         app.styleHints().colorSchemeChanged.connect(self._apply)
+        # Icons are drawn for the screens there are.
+        app.screenAdded.connect(lambda _screen: self.changed.emit())
         self._apply()
 
     @classmethod

@@ -69,7 +69,7 @@ def test_folders(tmp_path: Path, model_type: str, options: dict[str, Any]) -> No
 
 
 # GGUF has no keys for these.
-NOT_IN_GGUF = ("rope_parameters-mlp_bias", "max_window_layers", "mlp_only", "decoder_sparse")
+NOT_IN_GGUF = ("max_window_layers", "mlp_only", "decoder_sparse")
 GGUF_VARIANTS = tuple(
     (model_type, options)
     for (model_type, options), name in zip(VARIANTS, variant_ids(VARIANTS), strict=True)

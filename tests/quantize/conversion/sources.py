@@ -15,12 +15,8 @@ from octavo.checkpoint.header import CheckpointHeader
 from octavo.engine.checkpoint_parts import read_model_config
 from octavo.quantize.conversion.folder_files import write_folder_files
 from octavo.quantize.conversion.gguf_values import GGUFValue
-from octavo.quantize.conversion.rope_scaling import rope_factors
-from octavo.quantize.conversion.tensor_names import (
-    gguf_tensor_names,
-    permute_rows,
-    permuted_parameters,
-)
+from octavo.quantize.conversion.row_order import permute_rows
+from octavo.quantize.conversion.weight_sources import weight_sources
 from tests.support.gguf_files import Array, TinyLlama, write_gguf
 
 DATA = Path(__file__).parents[2] / "data"
@@ -47,7 +43,10 @@ def gguf_with(path: Path, metadata: Mapping[str, Any]) -> GGUFHeader:
     """The header of a file with these keys and no more tensors than a header needs."""
     tiny = TinyLlama()
     num_tokens = len(metadata["tokenizer.ggml.tokens"])
-    tensors = {"token_embd.weight": (GGMLType.F16, np.zeros((num_tokens, 64), np.float16))}
+    tensors: dict[str, tuple[GGMLType, Array]] = {
+        "token_embd.weight": (GGMLType.F16, np.zeros((num_tokens, 64), np.float16)),
+        "output_norm.weight": (GGMLType.F32, np.ones(64, np.float32)),
+    }
     others = {key: value for key, value in tiny.metadata().items() if "tokenizer" not in key}
     others["llama.vocab_size"] = num_tokens
     return read_gguf_header(write_gguf(path, {**others, **metadata}, tensors))
@@ -70,17 +69,16 @@ def write_converted_gguf(
 ) -> Path:
     """A GGUF file of converted metadata and of weights under their Hugging Face names."""
     config = read_model_config(header)
-    permuted = permuted_parameters(header)
     tensors: dict[str, tuple[GGMLType, Array]] = {}
-    for parameter, tensor_name in gguf_tensor_names(header).items():
-        if parameter in weights:
-            weight = weights[parameter].float()
-            if parameter in permuted:
-                weight = permute_rows(weight, config.head_dim, config.rope.rotary_dim)
-            tensors[tensor_name] = (GGMLType.F32, weight.numpy())
-        else:
-            divisors = np.array(rope_factors(header), dtype=np.float32)
-            tensors[tensor_name] = (GGMLType.F32, divisors)
+    for source in weight_sources(header, "gguf"):
+        weight = torch.tensor(source.values)
+        if source.parts:
+            [part] = source.parts
+            weight = weights[part.tensor].float()
+        if source.row_order == "to_gguf":
+            weight = permute_rows(weight, config.head_dim, config.rope.rotary_dim)
+        array: Array = weight.numpy()
+        tensors[source.name] = (GGMLType.F32, array)
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in values.items():
         if key == "general.architecture":

@@ -37,6 +37,9 @@ from tests.support.gguf_files import TinyLlama
 from tests.support.model_folders import change_json, write_model_folder, write_tokenizer
 from tests.support.tokenizer_kinds import write_family_tokenizer
 
+SENTENCEPIECE: dict[str, Any] = json.loads(
+    (Path(__file__).parents[2] / "data" / "sentencepiece_tokens.json").read_text(encoding="utf-8")
+)
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -245,6 +248,57 @@ def test_qwen_composes_letters_and_marks(tmp_path: Path) -> None:
     assert read_back.encode("e\u0301") == tokenizer_from_folder(header).encode("\u00e9")
 
 
+@pytest.mark.parametrize("kind", sorted(SENTENCEPIECE.keys() - {"unigram"}))
+def test_folder_with_nothing_but_a_tokenizer_model(tmp_path: Path, kind: str) -> None:
+    model = SENTENCEPIECE[kind]["model"]
+    (tmp_path / "tokenizer.model").write_bytes(base64.b64decode(model))
+    header = FolderHeader(tmp_path, {"model_type": "llama"}, {}, {})
+    source, values = tokenizer_from_folder(header), tokenizer_values(header)
+    target = as_gguf(tmp_path / "a.gguf", values)
+    for text in TEXTS:
+        assert target.encode(text, parse_special=True) == source.encode(text, parse_special=True)
+        assert target.decode(source.encode(text)) == source.decode(source.encode(text))
+
+
+@pytest.mark.parametrize("kind", ["gemma", "llama2"])
+def test_sentence_piece_of_families(tmp_path: Path, kind: str) -> None:
+    write_family_tokenizer(tmp_path, kind, has_manners=False)
+    header = FolderHeader(tmp_path, {"model_type": "llama"}, {}, {})
+    source, values = tokenizer_from_folder(header), tokenizer_values(header)
+    target = as_gguf(tmp_path / "a.gguf", values)
+    for text in (*TEXTS, "a   b", "   x", "x      \n\n    y"):
+        # Only Gemma's vocabulary has tokens of blanks alone, which a typed ▁ is then taken for.
+        text = text.replace("▁", " ") if kind == "gemma" else text
+        assert target.encode(text) == source.encode(text), text
+        assert target.decode(source.encode(text)) == source.decode(source.encode(text))
+
+
+def test_blanks_that_merging_makes_are_ordinary_tokens(tmp_path: Path) -> None:
+    write_family_tokenizer(tmp_path, "gemma", has_manners=False)
+
+    def look_only_for_the_symbol(content: dict[str, Any]) -> None:
+        model = content["model"]
+        for token in content["added_tokens"]:
+            if token["content"] == "▁▁▁":
+                token["normalized"] = False
+                model["vocab"]["▁▁▁"] = token["id"]
+        if "▁▁" not in model["vocab"]:
+            # In the place of one that nothing is made of.
+            last = model["merges"][-1]
+            model["vocab"]["▁▁"] = model["vocab"].pop("".join(last))
+            model["merges"][-1] = ["▁", "▁"]
+        model["merges"].append(["▁▁", "▁"])
+
+    header = change_tokenizer(tmp_path, look_only_for_the_symbol)
+    source, values = tokenizer_from_folder(header), tokenizer_values(header)
+    target = as_gguf(tmp_path / "a.gguf", values)
+    for text in ("a   b", "   ", "x    y", " " * 9 + "z"):
+        assert target.encode(text) == source.encode(text), text
+    blanks = source.vocabulary.ids["▁▁▁"]
+    assert blanks in source.encode("   ")
+    assert target.decode([blanks]) == "   "
+
+
 class TestRefusals:
     def refusal(self, header: FolderHeader) -> str:
         with pytest.raises(UnsupportedModelError) as caught:
@@ -281,13 +335,6 @@ class TestRefusals:
             tmp_path, lambda content: content["added_tokens"][-1].update(single_word=True)
         )
         assert "whole word" in self.refusal(header)
-
-    def test_a_folder_with_nothing_but_a_tokenizer_model(self, tmp_path: Path) -> None:
-        data = Path(__file__).parents[2] / "data" / "sentencepiece_tokens.json"
-        model = json.loads(data.read_text(encoding="utf-8"))["llama"]["model"]
-        (tmp_path / "tokenizer.model").write_bytes(base64.b64decode(model))
-        message = self.refusal(FolderHeader(tmp_path, {"model_type": "llama"}, {}, {}))
-        assert "without a tokenizer.json" in message
 
     def test_merges_that_no_scores_give(self, tmp_path: Path) -> None:
         tokenizer_folder(tmp_path, "prepend")

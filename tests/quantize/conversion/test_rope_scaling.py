@@ -15,7 +15,7 @@ from octavo.quantize.conversion.rope_scaling import (
     config_rope_scaling,
     find_llama3_scaling,
     llama3_divisors,
-    rope_factors,
+    stored_factors,
 )
 from tests.support.gguf_files import RopeScaling, TinyLlama, write_gguf
 
@@ -81,7 +81,7 @@ def test_others_are_refused(tmp_path: Path, divisors: list[float]) -> None:
     header = read_gguf_header(path)
     with pytest.raises(UnsupportedModelError, match="8 divisors"):
         config_rope_scaling(read_model_config(header), header)
-    assert rope_factors(header) == tuple(divisors)
+    assert stored_factors(header, "rope_freqs.weight") == tuple(divisors)
 
 
 def test_one_divisor_a_little_off_is_refused() -> None:
@@ -107,9 +107,4 @@ def test_damaged_divisors(tmp_path: Path, bad: float) -> None:
     tensors["rope_freqs.weight"] = (GGMLType.F32, np.array([1, 1, 1, bad] * 2, dtype=np.float32))
     header = read_gguf_header(write_gguf(tmp_path / "a.gguf", tiny.metadata(), tensors))
     with pytest.raises(CheckpointError, match=r"rope_freqs\.weight"):
-        rope_factors(header)
-
-
-def test_model_without_scaling_needs_no_tensor(tmp_path: Path) -> None:
-    header = read_gguf_header(TinyLlama().write(tmp_path / "a.gguf"))
-    assert rope_factors(header) is None
+        stored_factors(header, "rope_freqs.weight")

@@ -37,10 +37,12 @@ def window(chat_core: FakeChatCore) -> Iterator[QWidget]:
 
 
 @pytest.fixture
-def listed(chat_core: FakeChatCore, window: QWidget) -> ConversationList:
+async def listed(chat_core: FakeChatCore, window: QWidget) -> ConversationList:
     listed = ConversationList(chat_core.as_core, window)
     listed.resize(300, 400)
     window.show()
+    window.activateWindow()
+    await until(window.isActiveWindow)
     return listed
 
 
@@ -73,7 +75,9 @@ async def test_search_finds_words_in_messages(listed: ConversationList) -> None:
     await until(lambda: len(titles(listed)) == 3)
 
 
-def test_arrow_keys_show_conversations(chat_core: FakeChatCore, listed: ConversationList) -> None:
+async def test_arrow_keys_show_conversations(
+    chat_core: FakeChatCore, listed: ConversationList
+) -> None:
     shown: list[int] = []
     listed.conversation_selected.connect(shown.append)
     listed.view.setFocus()
@@ -83,7 +87,9 @@ def test_arrow_keys_show_conversations(chat_core: FakeChatCore, listed: Conversa
     assert len(shown) == 2
 
 
-def test_who_walks_through_the_list_stays_in_it(listed: ConversationList, window: QWidget) -> None:
+async def test_who_walks_through_the_list_stays_in_it(
+    listed: ConversationList, window: QWidget
+) -> None:
     composer = QLineEdit(window)
     composer.show()
     listed.conversation_selected.connect(lambda _id: composer.setFocus())
@@ -122,7 +128,7 @@ async def test_escape_clears_the_search_and_then_is_the_windows(listed: Conversa
     await until(lambda: len(titles(listed)) == 3)
 
 
-def test_return_in_the_search_shows_the_first_found(
+async def test_return_in_the_search_shows_the_first_found(
     chat_core: FakeChatCore, listed: ConversationList
 ) -> None:
     listed.search.setText("oak")
@@ -163,7 +169,7 @@ async def test_delete_selects_the_next_and_can_be_undone(
     assert shown[-1] == deleted
 
 
-def test_deleting_the_last_one_shows_an_empty_conversation(
+async def test_deleting_the_last_one_shows_an_empty_conversation(
     chat_core: FakeChatCore, listed: ConversationList
 ) -> None:
     shown: list[int] = []

@@ -158,7 +158,7 @@ async def test_a_row_shows_what_is_here_and_what_is_coming(
     assert not here.download_button.isVisible()
     here.chat_button.click()
     assert asked == [Path("/models/q4.gguf")]
-    assert coming._state.text() == "Downloading 25%"
+    assert coming._state.text() == "Downloading 25 %"
     assert failed._state.text() == "Failed"
     assert not coming.can_download
     assert not view.take_button.isVisible()

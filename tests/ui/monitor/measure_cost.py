@@ -47,7 +47,7 @@ def measure_cost(widget: str, num_gpus: int, seconds: float, state: str = "shown
             "FAKE_NVML_COUNT": str(num_gpus),
             "FAKE_NVML_VARY": "1",
             "FAKE_NVML_INIT": "0" if num_gpus else "9",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "desktop"), str(ROOT)]),
             "QT_QPA_PLATFORM": "offscreen",
         }
         options = ["--widget", widget, "--seconds", str(seconds), "--state", state, "--child"]
@@ -74,10 +74,34 @@ def _run_child(widget: str, seconds: float, state: str) -> Cost:
         return runner.run(_measure(widget, seconds, state, Path(folder)))
 
 
+def _make_working_host() -> object:
+    """A host whose engine goes on, so that its figures change, too; it takes no time for itself."""
+    from octavo.engine.request import EngineStats
+    from tests.ui.fakes import FakeHost
+
+    class WorkingHost(FakeHost):
+        @property
+        def stats(self) -> EngineStats:
+            num_steps = int(time.monotonic() * 50)
+            return EngineStats(
+                num_running=3,
+                num_blocks=4096,
+                block_size=16,
+                num_steps=num_steps,
+                output_tokens=num_steps * 3 + num_steps % 11,
+                num_used_blocks=100 + num_steps % 1000,
+            )
+
+        @stats.setter
+        def stats(self, stats: EngineStats) -> None:
+            """The fake begins with none."""
+
+    return WorkingHost()
+
+
 async def _measure(widget_name: str, seconds: float, state: str, folder: Path) -> Cost:
     from PySide6.QtWidgets import QMainWindow
 
-    from octavo.engine.request import EngineStats
     from octavo.monitor.machine import MachineProbe
     from octavo.monitor.sampler import Sampler
     from octavo.ui.monitor.monitor_page import MonitorPage
@@ -87,7 +111,7 @@ async def _measure(widget_name: str, seconds: float, state: str, folder: Path) -
 
     core = FakeCore(folder)
     core.sampler = Sampler(MachineProbe(folder))  # type: ignore[assignment]  # the real one, in the fake's place
-    core.host.stats = EngineStats(num_running=3, num_blocks=4096, block_size=16, num_steps=1)
+    core.host = _make_working_host()  # type: ignore[assignment]  # as above
     window = QMainWindow()
     widget = {"page": MonitorPage, "strip": MonitorStrip}[widget_name](core.as_core)
     window.setCentralWidget(widget)
@@ -107,19 +131,6 @@ async def _measure(widget_name: str, seconds: float, state: str, folder: Path) -
         widget.hide()
     await asyncio.sleep(2.0)
 
-    async def work() -> None:
-        """The engine goes on, so that its figures change, too."""
-        while True:
-            stats = core.host.stats
-            core.host.stats = dataclasses.replace(
-                stats,
-                num_steps=stats.num_steps + 20,
-                output_tokens=stats.output_tokens + 57 + stats.num_steps % 11,
-                num_used_blocks=100 + stats.num_steps % 1000,
-            )
-            await asyncio.sleep(0.4)
-
-    worker = asyncio.create_task(work())
     before_s, sampler_before_s, began_s = time.process_time(), _sampler_cpu_s(), time.monotonic()
     await asyncio.sleep(seconds)
     duration_s = time.monotonic() - began_s
@@ -127,7 +138,6 @@ async def _measure(widget_name: str, seconds: float, state: str, folder: Path) -
         100 * (time.process_time() - before_s) / duration_s,
         100 * (_sampler_cpu_s() - sampler_before_s) / duration_s,
     )
-    worker.cancel()
     await UiTasks.current().cancel_all()
     window.close()
     core.sampler.close()

@@ -39,6 +39,7 @@ async def strip(
     window.setCentralWidget(strip)
     window.resize(900, 60)
     window.show()
+    await until(lambda: strip.is_listening)
     yield strip
     await tasks.cancel_all()
     window.hide()

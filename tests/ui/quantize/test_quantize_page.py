@@ -9,7 +9,7 @@ from PySide6.QtWidgets import QApplication
 from octavo.errors import InsufficientMemoryError
 from octavo.jobs import JobControl, Progress
 from octavo.quantize.interrupted import find_interrupted, note_recipe
-from octavo.quantize.recipe import QuantizeRecipe
+from octavo.quantize.recipe import Estimate, QuantizeRecipe
 from octavo.quantize.report import QuantizeReport, write_report
 from octavo.ui.quantize import quantize_page
 from octavo.ui.quantize.method_list import NO_GAIN, MethodList
@@ -127,7 +127,7 @@ async def test_a_run_from_the_button_to_the_library(
     assert page.form.isVisible()
     assert quantize.recipes[0].method == "q4_0"
     assert quantize.evaluated == [False]
-    assert "75% smaller than tiny.gguf" in page.note.text
+    assert "75 % smaller than tiny.gguf" in page.note.text
     assert changes == [None]
 
 
@@ -240,7 +240,7 @@ def test_figures_name_what_was_measured() -> None:
         ("Size", "3.8 MiB → 976.6 KiB"),
         ("Perplexity", "18.23 → 18.31"),
         ("Divergence", "0.0012 nats"),
-        ("Same first choice", "98.7%"),
+        ("Same first choice", "98.7 %"),
     ]
     bare = make_report(perplexity_before=None, kl_divergence=None, top1_agreement=None)
     assert [name for name, _ in figures(bare)] == ["Size"]
@@ -248,10 +248,42 @@ def test_figures_name_what_was_measured() -> None:
 
 def test_sizes_that_are_no_gain_stand_out(app: QApplication) -> None:
     methods = MethodList()
-    methods.show_sizes({"q8_0": 2 << 20, "q4_0": 1 << 20}, 2 << 20)
+    estimates = {
+        "q8_0": Estimate(2 << 20),
+        "q4_0": Estimate(1 << 20, ("Two layers stay.",)),
+        "int4-g64": Estimate(0, ("No config.json can say it.",)),
+    }
+    methods.show_estimates(estimates, 2 << 20)
     shown = {key: text.text() for key, text in methods.sizes.items()}
     assert shown["q8_0"] == "about 2.0 MiB"
     assert NO_GAIN in methods.summaries["q8_0"].text()
     assert shown["q4_0"] == "about 1.0 MiB"
     assert NO_GAIN not in methods.summaries["q4_0"].text()
-    assert shown["int8"] == ""
+    assert methods.summaries["q4_0"].text().endswith("Two layers stay.")
+    assert shown["int8"] == shown["int4-g64"] == ""
+    methods.set_method("q4_0")
+    assert methods.can_be_made
+    methods.set_method("int4-g64")
+    assert not methods.can_be_made
+    assert methods.summaries["int4-g64"].text().endswith("No config.json can say it.")
+
+
+async def test_what_was_not_measured_can_be_later(
+    page: QuantizePage, core: FakeCore, quantize: FakeQuantize, tmp_path: Path
+) -> None:
+    path = TinyLlama().write(core.models_dir / "small.gguf")
+    bare = make_report(
+        output_bytes=path.stat().st_size, kl_divergence=None, source=str(tmp_path / "tiny.gguf")
+    )
+    write_report(bare, path)
+    core.library.models.append(make_model("small", path=path))
+    core.library.changed.emit(None)
+    await until(lambda: bool(page.reports.cards))
+    assert page.reports.cards[0].measure_button.isVisible()
+    page.reports.cards[0].measure_button.click()
+    await until(lambda: bool(quantize.recipes))
+    assert quantize.recipes == [QuantizeRecipe(tmp_path / "tiny.gguf", "q8_0", path)]
+    assert quantize.evaluated == [True]
+    assert page.run_title.text() == "Measuring small.gguf"
+    page.run.cancel()
+    await until(lambda: not page.run_card.isVisible())

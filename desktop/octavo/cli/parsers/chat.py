@@ -45,6 +45,7 @@ def add_bench(verbs: Verbs) -> None:
             Example("octavo bench starter", "one stream, then eight"),
             Example("octavo bench starter --streams 1 4 16 --json", "one JSON object"),
             Example("octavo bench --dummy-weights Llama-3.2-1B", "no model file; see below"),
+            Example("octavo bench starter --against llama.cpp", "both in turn, with ratios"),
         ],
         environment=["CUDA_VISIBLE_DEVICES"],
     )
@@ -62,6 +63,16 @@ def add_bench(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--repetitions", type=int, default=5, metavar="N", help="runs after a warm-up"
+    )
+    parser.add_argument(
+        "--against",
+        choices=("llama.cpp",),
+        help="run the same file and prompts on it, too, in turn; needs llama-cpp-python",
+    )
+    parser.add_argument(
+        "--peer-python",
+        metavar="PATH",
+        help="the Python that has it; default: the one that runs Octavo",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     add_engine(parser)

@@ -95,7 +95,8 @@ def add_library_verbs(verbs: Verbs) -> None:
         verbs,
         "show",
         "what a model is and whether it fits",
-        "Reads the model's header and the memory plan of a load; loads nothing.",
+        "Reads the model's header: what it is, whether it runs, and the memory plan of a load;"
+        " loads nothing.",
         [
             Example("octavo show starter", ""),
             Example("octavo show starter --max-model-len 4096", "the plan of a shorter context"),

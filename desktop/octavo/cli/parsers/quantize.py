@@ -12,7 +12,7 @@ def add_quantize_verbs(verbs: Verbs) -> None:
         "write a smaller form of a model",
         "Quantises MODEL by METHOD into the library, then reads a text with both and says what it"
         " cost: size, perplexity before and after, divergence, agreement. Started again after an"
-        " interruption, it goes on where it stopped. "
+        " interruption, it goes on where it stopped, also in the midst of measuring. "
         + " ".join(f"{method.id}: {method.summary}" for method in METHODS),
         [
             Example("octavo quantize starter q8_0", ""),

@@ -62,7 +62,8 @@ def add_doctor(verbs: Verbs) -> None:
         "doctor",
         "machine, devices, versions, what is missing and what to do",
         "Says what this machine is, which devices Octavo would use and why not others, which"
-        " versions are installed, where files lie, and what is missing. Loads no model.",
+        " versions are installed, where files lie, which families of models run from which formats,"
+        " and what is missing. Loads no model.",
         [
             Example("octavo doctor", ""),
             Example("octavo doctor --json > report.json", "to go with a bug report"),

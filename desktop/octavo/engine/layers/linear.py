@@ -104,18 +104,20 @@ class FusedLinear:
         device: torch.device,
         keeps_packed: bool = False,
     ) -> None:
+        sizes = list(out_features)
         self._weight = None
         self._bias = torch.empty(sum(out_features), dtype=dtype, device=device) if bias else None
         self.parts = [
             Linear(in_features, size, dtype=dtype, device=device, keeps_packed=True)
             for size in out_features
         ]
+        sizes = list(out_features)
         if not keeps_packed:
             self._weight = torch.empty(sum(out_features), in_features, dtype=dtype, device=device)
-            for part, weight in zip(self.parts, self._weight.split(out_features), strict=True):
+            for part, weight in zip(self.parts, self._weight.split_with_sizes(sizes), strict=True):
                 part.weight = nn.Parameter(weight, requires_grad=False)
         if self._bias is not None:
-            for part, view in zip(self.parts, self._bias.split(out_features), strict=True):
+            for part, view in zip(self.parts, self._bias.split_with_sizes(sizes), strict=True):
                 part.bias = nn.Parameter(view, requires_grad=False)
 
     @property

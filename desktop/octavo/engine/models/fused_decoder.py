@@ -289,7 +289,7 @@ class FusedDecoder:
             has_own = config.local_rope is not None and config.window(index) is not None
             rotation = 1 if has_own else 0
         placement = config.norm_placement
-        after_attention = layer.post_attention_layernorm.weight
+        after_attention: torch.Tensor | None = layer.post_attention_layernorm.weight
         before_mlp: torch.Tensor | None = None
         if placement == "before":
             before_mlp, after_attention = after_attention, None

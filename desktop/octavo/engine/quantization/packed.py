@@ -205,11 +205,11 @@ class PackedLinear(PackedWeight):
         return bound <= torch.finfo(dtype).max
 
     def select(self, indices: Tensor, dtype: torch.dtype) -> Tensor:
-        unique, places = indices.unique(return_inverse=True)
-        rows = [self.unpack_rows(row, row + 1, dtype) for row in unique.tolist()]
+        wanted: list[int] = indices.tolist()
+        rows = {row: self.unpack_rows(row, row + 1, dtype) for row in set(wanted)}
         if not rows:
             return torch.empty(0, self.shape[1], dtype=dtype, device=indices.device)
-        return torch.cat(rows).index_select(0, places)
+        return torch.cat([rows[row] for row in wanted])
 
 
 def _values(stored: object) -> Iterator[object]:

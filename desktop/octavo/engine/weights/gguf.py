@@ -6,7 +6,7 @@ resident, a failing disk is an error instead of a crash, and Windows can still r
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ class GGUFWeights:
         weight = PackedBlocks(raw.view(num_rows, -1), tensor.ggml_type)
         if is_permuted:
             heads = weight.blocks.view(-1, self._config.head_dim, weight.blocks.shape[1])
-            for some in heads.split(max(1, PIECE_BYTES // heads[0].nbytes)):
+            for some in torch.split(heads, max(1, PIECE_BYTES // heads[0].nbytes)):
                 _split_pairs_into_halves(some[:, : self._config.rope.rotary_dim])
         if not weight.is_finite(target.dtype):
             raise not_finite(tensor.path, tensor, target.dtype)
@@ -118,25 +118,6 @@ class GGUFWeights:
                 tensor.path, tensor, f"has {tensor.shape[0]} rows, which are no whole heads"
             )
         return is_permuted
-
-
-def iter_gguf_weights(
-    header: GGUFHeader, config: ModelConfig, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """Yields every weight with its name, in the order of the file, each in memory of its own.
-
-    All come in `dtype` but the divisors of the rotary frequencies, which are always float32.
-
-    Raises:
-        UnsupportedModelError: the file has tensors that a model of this architecture has not.
-        CheckpointError: a weight is damaged.
-        StorageError: the file cannot be read.
-    """
-    weights = GGUFWeights(header, config)
-    for name, tensor in weights.tensors.items():
-        out = torch.empty(tensor.shape, dtype=torch.float32 if name in _DIVISORS else dtype)
-        weights.read_into(name, out)
-        yield name, out
 
 
 def _canonical_names(header: GGUFHeader) -> dict[str, TensorInfo]:

@@ -9,18 +9,16 @@ from typing import Any
 from octavo.checkpoint.folder import CONFIG_FILE, FolderHeader
 from octavo.checkpoint.gguf import GGMLType, GGUFHeader
 from octavo.checkpoint.header import CheckpointHeader
-from octavo.engine.checkpoint_parts import read_model_config, read_tokenizer
-from octavo.engine.model_config import ModelConfig
+from octavo.engine.checkpoint_parts import read_tokenizer
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.tokenizer_json import TOKENIZER_FILE, tokenizer_from_folder
-from octavo.errors import StorageError, UnsupportedModelError
-from octavo.quantize.conversion.architectures import Architecture, architecture_of_gguf
+from octavo.errors import StorageError
 from octavo.quantize.conversion.folder_tokenizer import (
     special_tokens,
     tokenizer_config,
     tokenizer_json,
 )
-from octavo.quantize.conversion.rope_scaling import config_rope_scaling, shortest_float32
+from octavo.quantize.conversion.model_numbers import config_of_gguf
 from octavo.quantize.conversion.same_tokens import check_same_tokens
 
 GENERATION_FILE = "generation_config.json"
@@ -44,20 +42,6 @@ _COPIED = (
 """What a folder's model consists of beside weights and config.json; no programs."""
 _PACKING_KEYS = ("quantization_config", "compression_config")
 _DTYPES: Mapping[GGMLType, str] = {GGMLType.F32: "float32", GGMLType.BF16: "bfloat16"}
-_ROPE_KEYS = (
-    "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scale_linear",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scaling.attn_factor",
-    "rope.scaling.original_context_length",
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
-    "rope.scaling.yarn_log_multiplier",
-    "rope.scaling.finetuned",
-)
-_HEAD_KEYS = ("attention.key_length", "attention.value_length")
 
 
 def write_folder_files(
@@ -118,14 +102,12 @@ class _Translation:
 
     def __init__(self, header: GGUFHeader) -> None:
         self._header = header
-        self._architecture: Architecture = architecture_of_gguf(header)
-        self._config: ModelConfig = read_model_config(header)
+        self._numbers = config_of_gguf(header)
         self._tokenizer: Tokenizer = read_tokenizer(header)
 
     def write(
         self, folder: Path, quantization_config: Mapping[str, Any] | None, dtype: str | None
     ) -> None:
-        self._refuse_what_has_no_place()
         config = _with_packing(self._model_config(dtype), quantization_config)
         generation = self._generation_config()
         tokens = tokenizer_json(self._tokenizer, self._header)
@@ -143,46 +125,16 @@ class _Translation:
             self._tokenizer, tokenizer_from_folder(written), self._header, "a tokenizer.json"
         )
 
-    def _refuse_what_has_no_place(self) -> None:
-        self._architecture.refuse_what_has_no_place(self._config, self._header)
-        if self._config.attention_bias != self._config.attention_output_bias:
-            raise UnsupportedModelError(
-                f"{self._header.path.name} has biases in only a part of its attention, which no "
-                f"config.json of a {self._architecture.model_class} can say.",
-                hint="Choose a method that writes a GGUF file.",
-            )
-        numbers = {number.gguf for number in self._architecture.numbers}
-        known = numbers.union(_ROPE_KEYS, _HEAD_KEYS, self._architecture.ignored)
-        prefix = f"{self._architecture.name}."
-        for key, value in self._header.metadata.items():
-            if key.startswith(prefix) and key.removeprefix(prefix) not in known and value:
-                raise UnsupportedModelError(
-                    f"{self._header.path.name} says {key} = {value!r:.80}, for which a config.json "
-                    "has no place.",
-                    hint="Choose a method that writes a GGUF file.",
-                )
-
     def _model_config(self, dtype: str | None) -> dict[str, Any]:
-        config = self._config
         padding = special_tokens(self._tokenizer, self._header).get("pad_token")
-        roles = {} if padding is None else {"pad_token_id": self._tokenizer.special_tokens[padding]}
-        numbers = {
-            number.config: self._plain(getattr(config, number.field))
-            for number in self._architecture.numbers
-        }
+        # Said even where there is none: some families have one by default, beyond small
+        # vocabularies.
+        pad_id = None if padding is None else self._tokenizer.special_tokens[padding]
         return {
-            "architectures": [self._architecture.model_class],
-            "model_type": self._architecture.model_types[0],
+            **self._numbers,
             "torch_dtype": dtype or self._dtype(),
-            **numbers,
-            **self._architecture.settings,
-            "head_dim": config.head_dim,
-            "attention_bias": config.attention_bias,
-            "rope_theta": self._plain(config.rope.theta),
-            "rope_scaling": config_rope_scaling(config, self._header),
-            "tie_word_embeddings": config.tie_word_embeddings,
             **self._generation_config(),
-            **roles,
+            "pad_token_id": pad_id,
         }
 
     def _generation_config(self) -> dict[str, Any]:
@@ -202,9 +154,6 @@ class _Translation:
         }
         # What packs weights in GGUF has scales in float16.
         return _DTYPES.get(kinds.pop(), "float16") if len(kinds) == 1 else "float16"
-
-    def _plain(self, value: float) -> float:
-        return value if isinstance(value, int) else shortest_float32(value)
 
 
 def _with_packing(

@@ -9,13 +9,10 @@ from octavo.checkpoint.gguf import GGUFHeader
 from octavo.checkpoint.gguf_types import FILE_TYPE_NAMES
 from octavo.checkpoint.header import CheckpointHeader
 from octavo.checkpoint.safetensors import unreadable
-from octavo.engine.checkpoint_parts import read_model_config
-from octavo.engine.model_config import ModelConfig
 from octavo.errors import UnsupportedModelError
-from octavo.quantize.conversion.architectures import Architecture, architecture_of_folder
 from octavo.quantize.conversion.gguf_tokenizer import tokenizer_values
 from octavo.quantize.conversion.gguf_values import GGUFValue, string, uint32
-from octavo.quantize.conversion.rope_scaling import gguf_rope_values
+from octavo.quantize.conversion.model_numbers import gguf_keys_of_folder
 
 FILE_TYPE_KEY = "general.file_type"
 
@@ -75,19 +72,11 @@ def _texts_in(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def _from_folder(header: FolderHeader) -> dict[str, GGUFValue]:
-    architecture = architecture_of_folder(header)
-    config = read_model_config(header)
-    architecture.refuse_what_has_no_place(config, header)
     values = {
-        "general.architecture": string(architecture.name),
+        **gguf_keys_of_folder(header),
         "general.type": string("model"),
         "general.name": string(_name(header)),
         "general.quantization_version": uint32(2),
-        **_numbers(config, architecture),
-        **{
-            f"{architecture.name}.{key}": value
-            for key, value in gguf_rope_values(config, header).items()
-        },
     }
     with contextlib.suppress(StopIteration):
         values[FILE_TYPE_KEY] = uint32(
@@ -103,13 +92,3 @@ def _name(header: FolderHeader) -> str:
     if snapshots.name == "snapshots" and repository.startswith("models--"):
         return repository.rpartition("--")[2]
     return header.title
-
-
-def _numbers(config: ModelConfig, architecture: Architecture) -> dict[str, GGUFValue]:
-    numbers = {
-        number.gguf: number.make(getattr(config, number.field)) for number in architecture.numbers
-    }
-    if config.head_dim * config.num_heads != config.hidden_size:
-        numbers["attention.key_length"] = uint32(config.head_dim)
-        numbers["attention.value_length"] = uint32(config.head_dim)
-    return {f"{architecture.name}.{key}": value for key, value in numbers.items()}

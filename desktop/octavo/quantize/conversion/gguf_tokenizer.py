@@ -14,6 +14,8 @@ from octavo.engine.tokenizer import (
     BYTE_TOKEN,
     END_OF_TURN,
     SPACE_SYMBOL,
+    SentencePieceTokenizer,
+    Tokenizer,
     TokenType,
     Vocabulary,
     merges_from_scores,
@@ -49,42 +51,50 @@ def tokenizer_values(header: FolderHeader) -> dict[str, GGUFValue]:
         UnsupportedModelError: GGUF cannot say how this tokenizer works.
         CheckpointError: a file is damaged.
     """
-    return _Translation(header).values()
+    tokenizer = tokenizer_from_folder(header)
+    file = header.read_json(TOKENIZER_FILE)
+    if file is not None:
+        return _Translation(header, tokenizer, file).values()
+    assert isinstance(tokenizer, SentencePieceTokenizer), "the only other kind there is"
+    return _pieces_values(header, tokenizer)
 
 
 class _Translation:
     """The tokenizer of one folder: what the engine makes of it, and what the file says beside."""
 
-    def __init__(self, header: FolderHeader) -> None:
+    def __init__(self, header: FolderHeader, tokenizer: Tokenizer, file: dict[str, Any]) -> None:
         self._header = header
-        self._tokenizer = tokenizer_from_folder(header)
-        file = header.read_json(TOKENIZER_FILE)
-        if file is None:
-            raise self._no_place("is a tokenizer.model without a tokenizer.json")
+        self._tokenizer = tokenizer
         self._file = file
         self._config = header.read_json("tokenizer_config.json") or {}
         self._named = header.read_json("special_tokens_map.json") or {}
         # Without control tokens and all that is for other purposes.
         self._content: dict[str, Any] = json.loads(self._tokenizer.backend.to_str())
         self._model: dict[str, Any] = self._content["model"]
+        self._tokens = list(tokenizer.vocabulary.tokens)
+        self._types = [int(kind) for kind in tokenizer.vocabulary.types]
 
     def values(self) -> dict[str, GGUFValue]:
         self._refuse_what_has_no_place()
-        vocabulary = self._tokenizer.vocabulary
         patterns = _byte_level_patterns(self._content["pre_tokenizer"])
+        has_blanks = patterns is None and self._write_blanks()
         kind = self._sentence_piece() if patterns is None else self._byte_level(patterns)
-        tokens = [text or f"[PAD{token_id}]" for token_id, text in enumerate(vocabulary.tokens)]
-        types = self._types(is_byte_level=patterns is not None)
-        keys = {
-            **kind,
-            "tokens": array(GGUFValueType.STRING, tokens),
-            "token_type": array(GGUFValueType.INT32, types),
-            **self._roles(),
-        }
-        values = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-        plain = {key: value.plain for key, value in values.items()}
-        check_same_tokens(self._tokenizer, tokenizer_from_metadata(plain), self._header, "GGUF")
-        return values | gguf_chat_templates(templates_in_folder(self._header))
+        if patterns is None:
+            self._name_fallback()
+        unknown = self._id_of("unk_token")
+        roles = _roles(
+            self._header,
+            self._tokenizer.vocabulary,
+            unknown=unknown,
+            padding=self._id_of("pad_token"),
+            adds_eos=self._adds_eos(),
+        )
+        return _checked(
+            self._header,
+            self._tokenizer,
+            {**kind, **_token_lists(self._tokens, self._types), **roles},
+            has_blanks=has_blanks,
+        )
 
     def _refuse_what_has_no_place(self) -> None:
         for key in ("continuing_subword_prefix", "end_of_word_suffix"):
@@ -98,7 +108,8 @@ class _Translation:
             if token.get("single_word"):
                 raise self._no_place(f"has the token {text!r}, which counts only as a whole word")
             is_normalized = token.get("normalized") and self._content["normalizer"]
-            if is_normalized and text not in special:
+            # Of blanks alone it is known what becomes of them.
+            if is_normalized and text not in special and self._content["normalizer"] != _SPACES:
                 raise self._no_place(f"looks for the token {text!r} in normalised text")
 
     def _byte_level(self, patterns: Sequence[str]) -> dict[str, GGUFValue]:
@@ -132,26 +143,54 @@ class _Translation:
             "add_space_prefix": boolean(False),
         }
 
+    def _write_blanks(self) -> bool:
+        """Says of tokens with blanks how text becomes them; whether there are any.
+
+        Written with `▁`, they are either looked for after blanks were written so (and stand in GGUF
+        with blanks), or come about by merging (and are ordinary tokens). Only a `▁` that somebody
+        types makes a difference then: SentencePiece takes it for a blank, too.
+        """
+        found = False
+        for token in self._file.get("added_tokens") or []:
+            token_id, text = token["id"], token["content"]
+            is_literal = (
+                token_id < len(self._types) and self._types[token_id] == TokenType.USER_DEFINED
+            )
+            if is_literal and SPACE_SYMBOL in text:
+                found = True
+                if token.get("normalized"):
+                    self._tokens[token_id] = text.replace(SPACE_SYMBOL, " ")
+                else:
+                    self._types[token_id] = int(TokenType.NORMAL)
+        return found
+
+    def _name_fallback(self) -> None:
+        """Byte tokens and the unknown one have types of their own."""
+        for token_id, text in enumerate(self._tokens):
+            if self._types[token_id] == TokenType.NORMAL and BYTE_TOKEN.fullmatch(text):
+                self._types[token_id] = int(TokenType.BYTE)
+        unknown = self._id_of("unk_token")
+        if unknown is not None and self._types[unknown] == TokenType.CONTROL:
+            self._types[unknown] = int(TokenType.UNKNOWN)
+
     def _sentence_piece(self) -> dict[str, GGUFValue]:
         if not self._model.get("byte_fallback") or self._model.get("ignore_merges"):
             raise self._no_place("is neither byte-level BPE nor SentencePiece's")
-        return {
-            "model": string("llama"),
-            "pre": string("default"),
-            "scores": array(GGUFValueType.FLOAT32, self._scores()),
-            "add_space_prefix": boolean(self._adds_space_prefix()),
-        }
+        return _sentence_piece_keys(self._scores(), adds_space_prefix=self._adds_space_prefix())
 
     def _adds_space_prefix(self) -> bool:
         normalizers = pipeline_steps(self._content["normalizer"])
         cuts = pipeline_steps(self._content["pre_tokenizer"])
+        if normalizers[-1:] == [_SPACES]:
+            # No blanks are left to be cut at.
+            cuts = [cut for cut in cuts if not _cuts_at_blanks(cut)]
         if not cuts and normalizers == [_PREFIX, _SPACES]:
             return True
         if not cuts and normalizers == [_SPACES]:
             return False
         is_replacement = not normalizers and len(cuts) == 1 and cuts[0]["type"] == "Metaspace"
         if is_replacement and cuts[0].get("replacement") == SPACE_SYMBOL:
-            if cuts[0].get("split", True) is not False:
+            if cuts[0].get("split", True) is not False and self._joins_words():
                 raise self._no_place("cuts text at blanks before it merges")
             if cuts[0].get("prepend_scheme") == "never":
                 return False
@@ -161,6 +200,18 @@ class _Translation:
                 else "puts a blank before text unless one stands there"
             )
         raise self._no_place("writes blanks in a way of its own")
+
+    def _joins_words(self) -> bool:
+        """Whether a token goes on after a blank, so that cutting there makes a difference."""
+        return any(SPACE_SYMBOL in text[1:] for text in self._ordinary())
+
+    def _ordinary(self) -> dict[str, int]:
+        """Tokens that merges may make; a folder does not tell byte tokens from them."""
+        return {
+            text: token_id
+            for token_id, text in enumerate(self._tokens)
+            if self._types[token_id] == TokenType.NORMAL and not BYTE_TOKEN.fullmatch(text)
+        }
 
     def _scores(self) -> list[float]:
         """Scores in whose order SentencePiece merges just as the file's list of merges says.
@@ -175,7 +226,7 @@ class _Translation:
         scores = [-float(len(merged) + token_id) for token_id in range(len(vocabulary.tokens))]
         for rank, text in enumerate(merged):
             scores[vocabulary.ids[text]] = -float(rank)
-        by_score = set(merges_from_scores(_ordinary(vocabulary), scores))
+        by_score = set(merges_from_scores(self._ordinary(), scores))
         grouped = [text for text, _ in itertools.groupby(left + right for left, right in merges)]
         model = self._tokenizer.backend.model
         is_whole = all(
@@ -184,37 +235,6 @@ class _Translation:
         if grouped != merged or not by_score.issuperset(merges) or not is_whole:
             raise self._no_place("merges in an order that no scores of its tokens give")
         return scores
-
-    def _types(self, *, is_byte_level: bool) -> list[int]:
-        types = [int(kind) for kind in self._tokenizer.vocabulary.types]
-        if is_byte_level:
-            return types
-        for text, token_id in self._tokenizer.vocabulary.ids.items():
-            if types[token_id] == TokenType.NORMAL and BYTE_TOKEN.fullmatch(text):
-                types[token_id] = int(TokenType.BYTE)
-        unknown = self._id_of("unk_token")
-        if unknown is not None and types[unknown] == TokenType.CONTROL:
-            types[unknown] = int(TokenType.UNKNOWN)
-        return types
-
-    def _roles(self) -> dict[str, GGUFValue]:
-        vocabulary = self._tokenizer.vocabulary
-        ids = {
-            "bos_token_id": vocabulary.bos_token_id,
-            "eos_token_id": vocabulary.eos_token_id,
-            "unknown_token_id": self._id_of("unk_token"),
-            "padding_token_id": self._id_of("pad_token"),
-        }
-        implied = {vocabulary.ids[text] for text in END_OF_TURN.split() if text in vocabulary.ids}
-        others = sorted(vocabulary.stop_token_ids - implied - {vocabulary.eos_token_id})
-        if len(others) > 2:
-            names = ", ".join(repr(vocabulary.tokens[token_id]) for token_id in others)
-            raise self._no_place(f"ends a turn at {len(others)} tokens beside EOS ({names})")
-        ids |= dict(zip(("eot_token_id", "eom_token_id"), others, strict=False))
-        roles = {key: uint32(token_id) for key, token_id in ids.items() if token_id is not None}
-        roles["add_bos_token"] = boolean(vocabulary.adds_bos)
-        roles["add_eos_token"] = boolean(self._adds_eos())
-        return roles
 
     def _adds_eos(self) -> bool:
         given = self._config.get("add_eos_token")
@@ -235,19 +255,97 @@ class _Translation:
         return self._tokenizer.vocabulary.ids.get(text_of_token(token))
 
     def _no_place(self, problem: str) -> UnsupportedModelError:
-        return UnsupportedModelError(
-            f"The tokenizer of {self._header.path.name} {problem}, which no GGUF file can say.",
-            hint=_HINT,
+        return _no_place(self._header, problem)
+
+
+def _pieces_values(header: FolderHeader, tokenizer: SentencePieceTokenizer) -> dict[str, GGUFValue]:
+    """Of a tokenizer.model alone: GGUF says the very same things."""
+    vocabulary = tokenizer.vocabulary
+    for text, manners in vocabulary.manners.items():
+        if manners.strips_left or manners.strips_right or manners.is_whole_word:
+            raise _no_place(header, f"has the token {text!r}, which swallows blanks beside it")
+    if tokenizer.strips_leading_space and tokenizer.prefixes_only_beginning:
+        raise _no_place(
+            header, "puts a blank before text at the very beginning only, not after control tokens"
         )
-
-
-def _ordinary(vocabulary: Vocabulary) -> dict[str, int]:
-    """Tokens that merges may make; a folder does not tell byte tokens from them."""
-    return {
-        text: token_id
-        for text, token_id in vocabulary.mergeable(TokenType.NORMAL).items()
-        if not BYTE_TOKEN.fullmatch(text)
+    unknown = next(iter(vocabulary.ids_of(TokenType.UNKNOWN)), None)
+    keys = {
+        **_sentence_piece_keys(tokenizer.scores, adds_space_prefix=tokenizer.strips_leading_space),
+        "remove_extra_whitespaces": boolean(tokenizer.removes_extra_whitespaces),
+        **_token_lists(vocabulary.tokens, vocabulary.types),
+        **_roles(
+            header,
+            vocabulary,
+            unknown=unknown,
+            padding=vocabulary.ids.get(vocabulary.role_tokens.get("pad_token", "")),
+            adds_eos=bool((header.read_json("tokenizer_config.json") or {}).get("add_eos_token")),
+        ),
     }
+    return _checked(header, tokenizer, keys, has_blanks=False)
+
+
+def _sentence_piece_keys(
+    scores: Sequence[float], *, adds_space_prefix: bool
+) -> dict[str, GGUFValue]:
+    return {
+        "model": string("llama"),
+        "pre": string("default"),
+        "scores": array(GGUFValueType.FLOAT32, scores),
+        "add_space_prefix": boolean(adds_space_prefix),
+    }
+
+
+def _token_lists(tokens: Sequence[str], types: Sequence[int]) -> dict[str, GGUFValue]:
+    texts = [text or f"[PAD{token_id}]" for token_id, text in enumerate(tokens)]
+    return {
+        "tokens": array(GGUFValueType.STRING, texts),
+        "token_type": array(GGUFValueType.INT32, map(int, types)),
+    }
+
+
+def _roles(
+    header: FolderHeader,
+    vocabulary: Vocabulary,
+    *,
+    unknown: int | None,
+    padding: int | None,
+    adds_eos: bool,
+) -> dict[str, GGUFValue]:
+    ids = {
+        "bos_token_id": vocabulary.bos_token_id,
+        "eos_token_id": vocabulary.eos_token_id,
+        "unknown_token_id": unknown,
+        "padding_token_id": padding,
+    }
+    implied = {vocabulary.ids[text] for text in END_OF_TURN.split() if text in vocabulary.ids}
+    others = sorted(vocabulary.stop_token_ids - implied - {vocabulary.eos_token_id})
+    if len(others) > 2:
+        names = ", ".join(repr(vocabulary.tokens[token_id]) for token_id in others)
+        raise _no_place(header, f"ends a turn at {len(others)} tokens beside EOS ({names})")
+    ids |= dict(zip(("eot_token_id", "eom_token_id"), others, strict=False))
+    roles = {key: uint32(token_id) for key, token_id in ids.items() if token_id is not None}
+    roles["add_bos_token"] = boolean(vocabulary.adds_bos)
+    roles["add_eos_token"] = boolean(adds_eos)
+    return roles
+
+
+def _checked(
+    header: FolderHeader, tokenizer: Tokenizer, keys: Mapping[str, GGUFValue], *, has_blanks: bool
+) -> dict[str, GGUFValue]:
+    values = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    translated = tokenizer_from_metadata({key: value.plain for key, value in values.items()})
+    check_same_tokens(tokenizer, translated, header, "GGUF", knows_space_symbol=not has_blanks)
+    return values | gguf_chat_templates(templates_in_folder(header))
+
+
+def _no_place(header: FolderHeader, problem: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"The tokenizer of {header.path.name} {problem}, which no GGUF file can say.", hint=_HINT
+    )
+
+
+def _cuts_at_blanks(step: Mapping[str, Any]) -> bool:
+    return step.get("type") == "Split" and step.get("pattern") == {"String": " "}
 
 
 def _byte_level_patterns(pre_tokenizer: Any) -> list[str] | None:

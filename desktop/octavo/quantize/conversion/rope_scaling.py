@@ -2,42 +2,48 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from octavo.checkpoint.folder import FolderHeader
 from octavo.checkpoint.gguf import GGMLType, GGUFHeader
-from octavo.checkpoint.gguf_names import ROPE_FACTORS_TENSOR
-from octavo.checkpoint.header import CheckpointHeader
+from octavo.checkpoint.gguf_names import FREQ_FACTORS, ROPE_FACTORS_TENSOR
 from octavo.checkpoint.safetensors import unreadable
 from octavo.engine.checkpoint_parts import read_model_config
+from octavo.engine.families import Family
 from octavo.engine.model_config import ModelConfig, RopeConfig
+from octavo.engine.model_config_gguf import ROPE_LONG_TENSOR, ROPE_SHORT_TENSOR
 from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.quantize.conversion.gguf_values import GGUFValue, float32, string, uint32
+from octavo.quantize.conversion.no_place import no_place
 
 _ROUNDING = 1e-5
 """Relative; what the float32 arithmetic of converters may add up to. Another original context,
 one token longer, would already change some divisor by ten times as much."""
 _MAX_CONTEXT = 1 << 28
+_PARTLY_TURNED = frozenset({"phi3"})
+"""Families whose config.json may say that a part of each head does not turn."""
+SHORT_FACTORS, LONG_FACTORS = "model.rotary_emb.short_factors", "model.rotary_emb.long_factors"
+DIVISOR_PARAMETERS = frozenset({FREQ_FACTORS, SHORT_FACTORS, LONG_FACTORS})
+"""The engine's names for what a config.json says in numbers and a GGUF file holds as tensors."""
 
 
-def rope_factors(header: CheckpointHeader) -> tuple[float, ...] | None:
-    """The divisors of the rotary frequencies that a GGUF of this model holds as a tensor.
+def rope_factors(header: FolderHeader) -> Mapping[str, tuple[float, ...]]:
+    """The divisors of the rotary frequencies that a GGUF of this model holds as tensors.
 
-    They belong, as float32, into `rope_freqs.weight`; None: the model needs no such tensor.
+    By the engine's names of them, as float32; empty: the model needs none.
 
     Raises:
-        ModelError: the header cannot be understood, or the tensor is damaged.
-        StorageError: the file cannot be read.
+        ModelError: the header cannot be understood.
     """
-    config = read_model_config(header)
-    if config.rope.scaling == "llama3":
-        return tuple(llama3_divisors(config.rope))
-    if config.rope.scaling == "factors" and isinstance(header, GGUFHeader):
-        return _stored_factors(header)
-    return None
+    rope = read_model_config(header).rope
+    if rope.scaling == "llama3":
+        return {FREQ_FACTORS: tuple(llama3_divisors(rope))}
+    if rope.scaling == "longrope":
+        return {SHORT_FACTORS: rope.short_divisors, LONG_FACTORS: rope.long_divisors}
+    return {}
 
 
 def llama3_divisors(rope: RopeConfig) -> list[float]:
@@ -66,19 +72,24 @@ def gguf_rope_values(config: ModelConfig, header: FolderHeader) -> dict[str, GGU
         "rope.dimension_count": uint32(rope.rotary_dim),
         "rope.freq_base": float32(rope.theta),
     }
+    if config.local_rope is not None and any(config.windows):
+        values["rope.freq_base_swa"] = float32(config.local_rope.theta)
     if rope.scaling in ("none", "llama3"):
         if rope.attn_factor != 1.0:
-            raise _no_place(header, "scales its attention without stretching its positions")
+            raise no_place(header, "scales its attention without stretching its positions")
         return values
-    if rope.scaling not in ("linear", "yarn"):
-        raise _no_place(header, f"scales its positions by {rope.scaling!r}")
-    values["rope.scaling.type"] = string(rope.scaling)
-    values["rope.scaling.factor"] = float32(rope.factor)
     attn_factor = rope.attn_factor
+    original = rope.original_max_position or config.max_position_embeddings
+    if rope.scaling == "longrope":
+        values["rope.scaling.original_context_length"] = uint32(original)
+    elif rope.scaling in ("linear", "yarn"):
+        values["rope.scaling.type"] = string(rope.scaling)
+        values["rope.scaling.factor"] = float32(rope.factor)
+    else:
+        raise no_place(header, f"scales its positions by {rope.scaling!r}")
     if rope.scaling == "yarn":
-        if not getattr(rope, "is_truncated", True):
-            raise _no_place(header, "scales its positions by yarn without truncation")
-        original = rope.original_max_position or config.max_position_embeddings
+        if not rope.is_truncated:
+            raise no_place(header, "scales its positions by yarn without truncation")
         values["rope.scaling.original_context_length"] = uint32(original)
         if (rope.beta_fast, rope.beta_slow) != (32.0, 1.0):
             values["rope.scaling.yarn_beta_fast"] = float32(rope.beta_fast)
@@ -90,10 +101,37 @@ def gguf_rope_values(config: ModelConfig, header: FolderHeader) -> dict[str, GGU
     return values
 
 
+def config_rope_values(config: ModelConfig, family: Family, header: GGUFHeader) -> dict[str, Any]:
+    """The keys of a config.json that say how positions turn a model from a GGUF file.
+
+    Raises:
+        UnsupportedModelError: no config.json can say it.
+        CheckpointError: divisors are damaged.
+        StorageError: the file cannot be read.
+    """
+    rope = config.rope
+    values: dict[str, Any] = {
+        "rope_theta": shortest_float32(rope.theta),
+        "rope_scaling": config_rope_scaling(config, header),
+    }
+    if rope.rotary_dim != config.head_dim:
+        if family.model_type not in _PARTLY_TURNED:
+            raise no_place(
+                header,
+                f"turns only {rope.rotary_dim} of the {config.head_dim} channels of each head",
+            )
+        values["partial_rotary_factor"] = rope.rotary_dim / config.head_dim
+    if rope.scaling == "longrope":
+        values["original_max_position_embeddings"] = rope.original_max_position
+    if config.local_rope is not None:
+        values["rope_local_base_freq"] = shortest_float32(config.local_rope.theta)
+    return values
+
+
 def config_rope_scaling(config: ModelConfig, header: GGUFHeader) -> dict[str, Any] | None:
     """`rope_scaling` of a config.json for a model from a GGUF file; None: it is not scaled.
 
-    Divisors are written back as the scaling of Llama 3 that gives them.
+    Divisors are written back as the scaling of Llama 3 that gives them, or as longrope's lists.
 
     Raises:
         UnsupportedModelError: no config.json can say it.
@@ -101,10 +139,6 @@ def config_rope_scaling(config: ModelConfig, header: GGUFHeader) -> dict[str, An
         StorageError: the file cannot be read.
     """
     rope = config.rope
-    if rope.rotary_dim != config.head_dim:
-        raise _no_place(
-            header, f"turns only {rope.rotary_dim} of the {config.head_dim} channels of each head"
-        )
     if rope.scaling == "yarn":
         return {
             "rope_type": "yarn",
@@ -114,20 +148,22 @@ def config_rope_scaling(config: ModelConfig, header: GGUFHeader) -> dict[str, An
             "beta_slow": shortest_float32(rope.beta_slow),
             "attention_factor": rope.attn_factor,
         }
+    if rope.scaling == "longrope":
+        return _longrope(config, header)
     if rope.attn_factor != 1.0:
-        raise _no_place(header, f"scales its attention by {rope.attn_factor:g}")
+        raise no_place(header, f"scales its attention by {rope.attn_factor:g}")
     if rope.scaling == "none":
         return None
     if rope.scaling == "linear":
         return {"rope_type": "linear", "factor": shortest_float32(rope.factor)}
     if rope.scaling != "factors":
-        raise _no_place(header, f"scales its positions by {rope.scaling!r}")
-    divisors = _stored_factors(header)
+        raise no_place(header, f"scales its positions by {rope.scaling!r}")
+    divisors = stored_factors(header, ROPE_FACTORS_TENSOR)
     if all(one == 1.0 for one in divisors):
         return None
     found = find_llama3_scaling(divisors, rope)
     if found is None:
-        raise _no_place(
+        raise no_place(
             header,
             f"scales its positions by {len(divisors)} divisors that no scaling of Llama 3 gives",
         )
@@ -138,6 +174,25 @@ def config_rope_scaling(config: ModelConfig, header: GGUFHeader) -> dict[str, An
         "high_freq_factor": found.high_freq_factor,
         "original_max_position_embeddings": found.original_max_position,
     }
+
+
+def _longrope(config: ModelConfig, header: GGUFHeader) -> dict[str, Any]:
+    """Three keys and no more where they do: older readers of such files refuse others."""
+    rope = config.rope
+    scaling: dict[str, Any] = {
+        "type": "longrope",
+        "short_factor": [
+            shortest_float32(one) for one in stored_factors(header, ROPE_SHORT_TENSOR)
+        ],
+        "long_factor": [shortest_float32(one) for one in stored_factors(header, ROPE_LONG_TENSOR)],
+    }
+    original = rope.original_max_position or config.max_position_embeddings
+    factor, implied = config.max_position_embeddings / original, 1.0
+    if factor > 1.0 and original > 1:
+        implied = math.sqrt(1 + math.log(factor) / math.log(original))
+    if not math.isclose(rope.attn_factor, implied, rel_tol=1e-6):
+        scaling["attention_factor"] = shortest_float32(rope.attn_factor)
+    return scaling
 
 
 def find_llama3_scaling(divisors: Sequence[float], rope: RopeConfig) -> RopeConfig | None:
@@ -189,8 +244,15 @@ def _llama3_candidates(divisors: Sequence[float], rope: RopeConfig) -> Iterator[
             yield scaling(original, high)
 
 
-def _stored_factors(header: GGUFHeader) -> tuple[float, ...]:
-    tensor = header.tensors[ROPE_FACTORS_TENSOR]
+def stored_factors(header: GGUFHeader, name: str) -> tuple[float, ...]:
+    """The divisors in a tensor of a GGUF file.
+
+    Raises:
+        UnsupportedModelError: they are stored in another type than F32.
+        CheckpointError: they are missing, or no divisors.
+        StorageError: the file cannot be read.
+    """
+    tensor = header.tensors[name]
     if tensor.ggml_type is not GGMLType.F32:
         raise UnsupportedModelError(
             f"{tensor.path.name} holds its tensor {tensor.name!r} as {tensor.ggml_type.name} "
@@ -218,11 +280,3 @@ def _stored_factors(header: GGUFHeader) -> tuple[float, ...]:
 def shortest_float32(value: float) -> float:
     """The shortest number that is the same in float32: 0.1 and not 0.10000000149011612."""
     return float(str(np.float32(value)))
-
-
-def _no_place(header: CheckpointHeader, problem: str) -> UnsupportedModelError:
-    other = "config.json" if isinstance(header, GGUFHeader) else "GGUF file"
-    return UnsupportedModelError(
-        f"{header.path.name} {problem}, which no {other} can say.",
-        hint="Choose a method that keeps the kind of file the model has.",
-    )

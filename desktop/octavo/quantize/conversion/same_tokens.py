@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from octavo.checkpoint.header import CheckpointHeader
-from octavo.engine.tokenizer import Tokenizer
+from octavo.engine.tokenizer import SPACE_SYMBOL, Tokenizer
 from octavo.errors import UnsupportedModelError
 
 _TEXTS = (
@@ -24,9 +24,21 @@ _TEXTS = (
 
 
 def check_same_tokens(
-    source: Tokenizer, target: Tokenizer, header: CheckpointHeader, container: str
+    source: Tokenizer,
+    target: Tokenizer,
+    header: CheckpointHeader,
+    container: str,
+    *,
+    knows_space_symbol: bool = True,
 ) -> None:
     """Compares token ids of difficult text, and the ids that have a meaning.
+
+    Args:
+        source: as it is.
+        target: translated.
+        header: of the model that both belong to.
+        container: what the translation is written as, for the error.
+        knows_space_symbol: whether a `▁` in a text is told from a blank; otherwise no text has one.
 
     Raises:
         UnsupportedModelError: they differ, so the translation would be another tokenizer.
@@ -39,6 +51,8 @@ def check_same_tokens(
         before, after = sorted(source.stop_token_ids), sorted(target.stop_token_ids)
         raise _differs(header, container, f"a turn would end at {after} instead of {before}")
     for text in _probes(source):
+        if not knows_space_symbol:
+            text = text.replace(SPACE_SYMBOL, " ")
         for parses in (False, True):
             before = source.encode(text, parse_special=parses)
             after = target.encode(text, parse_special=parses)

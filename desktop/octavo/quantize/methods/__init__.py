@@ -29,10 +29,6 @@ class QuantizeMethod:
     group_size: int
     """Weights that share a scale, or `ROW`."""
 
-    def group_in(self, num_columns: int) -> int:
-        """Weights that share a scale in rows of so many."""
-        return num_columns if self.group_size == ROW else self.group_size
-
 
 _INT8_SUMMARY = (
     "8 bits a weight in a folder of safetensors, one scale for each row; next to no loss."
@@ -82,6 +78,11 @@ METHODS: tuple[QuantizeMethod, ...] = (
         128,
     ),
 )
+
+OFFERED_GROUP_SIZES = tuple(
+    sorted({method.group_size for method in METHODS if method.container == "safetensors"} - {ROW})
+)
+"""Of methods for folders: what rows that a method's own groups do not divide may have instead."""
 
 
 def find_method(method_id: str) -> QuantizeMethod:

@@ -19,22 +19,33 @@ _BITS = {"int4": 4, "int8": 8}
 
 
 def unpacked_dtype(weight: WeightPlan) -> torch.dtype:
-    """In which type a weight is read: the one it is stored in, or float32 if it is quantised."""
+    """In which type a weight is encoded: the one it is stored in, or float32 to quantise it."""
     return _DTYPES.get(weight.encoding.upper(), torch.float32)
 
 
-def encode(weight: WeightPlan, values: Tensor, executor: Executor) -> Iterator[tuple[int, Tensor]]:
+def encode(
+    weight: WeightPlan, parts: Iterable[Tensor], executor: Executor
+) -> Iterator[tuple[int, Tensor]]:
     """Yields the outputs' contents piece by piece, each output's pieces in their order.
 
     Args:
         weight: the plan for it.
-        values: contiguous, of the weight's shape, in its `unpacked_dtype`.
+        parts: what it consists of, one after the other: contiguous, in its `unpacked_dtype`.
         executor: encodes slabs side by side. Torch's own threads, which share one operation, wait
             for each other at every step, and there are fifty to a slab.
 
     Yields:
         Which of the plan's outputs, and the next piece of it: contiguous, any type.
     """
+    for values in parts:
+        yield from _encode_part(weight, values, executor)
+    if weight.encoding in _BITS:
+        yield 2, torch.tensor(weight.shape, dtype=torch.int64)
+
+
+def _encode_part(
+    weight: WeightPlan, values: Tensor, executor: Executor
+) -> Iterator[tuple[int, Tensor]]:
     if weight.encoding in _BITS:
         _, scales, _ = weight.outputs
         slabs = torch.split(values, max(1, SLAB_ELEMENTS // weight.shape[1]))
@@ -45,7 +56,6 @@ def encode(weight: WeightPlan, values: Tensor, executor: Executor) -> Iterator[t
         for words, scale in executor.map(encode_rows, slabs):
             yield 0, words
             yield 1, scale
-        yield 2, torch.tensor(weight.shape, dtype=torch.int64)
         return
     blocks = {"q8_0": to_q8_0, "q4_0": to_q4_0}
     pieces: Iterable[Tensor] = torch.split(values.view(-1), SLAB_ELEMENTS)

@@ -20,12 +20,11 @@ from octavo.core import Core
 from octavo.errors import OctavoError
 from octavo.host import HostState, HostStatus
 from octavo.hub.library import LibraryModel
-from octavo.ui.chat.chat_style import ChatStyle
+from octavo.ui.chat.chat_style import OVERHANG, ChatStyle
 from octavo.ui.chat.chat_turns import ChatTurns
 from octavo.ui.chat.composer import Composer
 from octavo.ui.chat.context_gauge import count_context
 from octavo.ui.chat.conversation_list import NEW_CONVERSATION
-from octavo.ui.chat.message_view import OVERHANG
 from octavo.ui.chat.model_picker import ModelPicker
 from octavo.ui.chat.transcript_model import TranscriptModel
 from octavo.ui.chat.transcript_view import TranscriptView
@@ -46,7 +45,7 @@ OPENED_SCHEMES = ("http", "https", "mailto")
 REASONS = {
     HostStatus.EMPTY: "No model is loaded. Choose one above.",
     HostStatus.LOADING: "The model is still loading.",
-    HostStatus.FAILED: "The model could not be loaded. Choose another above.",
+    HostStatus.FAILED: "Could not be loaded. Choose another above.",
     HostStatus.UNLOADING: "The model is being unloaded.",
     HostStatus.READY: "",
 }

@@ -13,6 +13,7 @@ from octavo.ui.tokens import (
     FONT_READING,
     FONT_SMALL,
     RADIUS_CARD,
+    SPACE_GROUP,
     SPACE_INSET,
     SPACE_TIGHT,
     SPACE_WITHIN,
@@ -21,6 +22,8 @@ from octavo.ui.tokens import (
     scaled,
 )
 
+OVERHANG = SPACE_GROUP
+"""How far a person's card reaches beyond the column, so that all text has one left edge."""
 _MEASURE = "The quick brown fox jumps over the lazy dog, and then it rests a while."
 """72 characters of English: the width of a line of reading text."""
 LINE_HEIGHT_PERCENT = 125

@@ -82,8 +82,9 @@ class ActionButton(QToolButton):
 
     def set_style(self, style: ChatStyle) -> None:
         theme = style.theme
-        self.setIcon(icon(self._icon_name, theme.ink_soft, disabled_color=theme.ink_faint))
         size = scaled(14, style.scale)
+        tinted = icon(self._icon_name, theme.ink_soft, size, disabled_color=theme.ink_faint)
+        self.setIcon(tinted)
         self.setIconSize(QSize(size, size))
         pixels = scaled(ACTION_PIXELS, style.scale)
         self.setFixedSize(pixels, pixels)

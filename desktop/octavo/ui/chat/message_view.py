@@ -12,15 +12,13 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import QMenu, QWidget
 
 from octavo.chats.message import Message, MessageStatus, Role
-from octavo.ui.chat.chat_style import ChatStyle
+from octavo.ui.chat.chat_style import OVERHANG, ChatStyle
 from octavo.ui.chat.code_segment import CodeSegment
 from octavo.ui.chat.message_content import CodeRun, MessageContent, Run, TextRun
 from octavo.ui.chat.message_footer import ActionButton, MessageFooter
 from octavo.ui.chat.text_segment import TextSegment
-from octavo.ui.tokens import RADIUS_CARD, SPACE_GROUP, SPACE_INSET, SPACE_TIGHT, SPACE_WITHIN
+from octavo.ui.tokens import RADIUS_CARD, SPACE_INSET, SPACE_TIGHT, SPACE_WITHIN
 
-OVERHANG = SPACE_GROUP
-"""How far a person's card reaches beyond the column, so that all text has one left edge."""
 CURRENT_RULE_WIDTH = 2
 
 Segment = TextSegment | CodeSegment

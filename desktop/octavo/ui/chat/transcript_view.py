@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QRect, Qt, QUrl, Signal
 from PySide6.QtGui import QFocusEvent, QKeyEvent, QKeySequence, QResizeEvent
 from PySide6.QtWidgets import QAbstractScrollArea, QFrame, QWidget
 
 from octavo.chats.message import Message, Role
-from octavo.ui.chat.chat_style import ChatStyle
-from octavo.ui.chat.message_view import OVERHANG, MessageView
+from octavo.ui.chat.chat_style import OVERHANG, ChatStyle
 from octavo.ui.chat.transcript_model import TranscriptModel
 from octavo.ui.tokens import FONT_READING, SPACE_INSET, SPACE_PAGE, scaled
 from octavo.ui.widgets.buttons import Button
+
+if TYPE_CHECKING:
+    from octavo.ui.chat.message_view import MessageView
 
 OVERSCAN = 200
 """Pixels beyond the viewport in which messages are already set."""
@@ -80,7 +83,7 @@ class TranscriptView(QAbstractScrollArea):
         """Index of the message the keyboard acts on."""
         return self._current
 
-    def view_of(self, index: int) -> MessageView | None:
+    def view_of(self, index: int) -> "MessageView | None":
         """The widget of a message in sight."""
         return self._views.get(index)
 
@@ -237,7 +240,10 @@ class TranscriptView(QAbstractScrollArea):
         view.set_current(index == self._current)
         self._measured.discard(index)
 
-    def _new_view(self) -> MessageView:
+    def _new_view(self) -> "MessageView":
+        # With Markdown and all: loaded with the first message, and not before the first paint.
+        from octavo.ui.chat.message_view import MessageView
+
         view = MessageView(self.viewport(), self._style)
         view.link_activated.connect(self.link_activated)
         view.regenerate_requested.connect(self.regenerate_requested)

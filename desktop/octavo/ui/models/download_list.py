@@ -36,6 +36,10 @@ class DownloadList(Card):
         head.addWidget(label("Downloads", "strong"), 1)
         self.clear_button = Button("Clear finished", variant="link")
         self.clear_button.clicked.connect(lambda: self._act(core.downloads.clear_done))
+        policy = self.clear_button.sizePolicy()
+        # The heading stands at the same place with the button and without it.
+        policy.setRetainSizeWhenHidden(True)
+        self.clear_button.setSizePolicy(policy)
         head.addWidget(self.clear_button)
         self.body.addLayout(head)
         self.notice = Notice()

@@ -120,7 +120,7 @@ class VariantRow(QWidget):
             text = _STATES[download.state]
             is_running = download.state is DownloadState.RUNNING
             if is_running and download.fraction is not None:
-                text = f"{text} {download.fraction:.0%}"
+                text = f"{text} {100 * download.fraction:.0f} %"
             self._state.setText(text)
             set_tone(self._state, "bad" if download.state is DownloadState.FAILED else "soft")
 

@@ -39,6 +39,11 @@ class GpuGroup(QWidget):
         self.more.hide()
         column.addWidget(self.more)
 
+    def set_calm(self, is_calm: bool) -> None:
+        """One of many cards."""
+        for tile in (self.vram, self.load, self.temperature, self.power):
+            tile.set_calm(is_calm)
+
     def show_reading(self, gpu: GpuReading, history: GpuHistory, times_s: Series) -> None:
         self._show_frame(gpu.name, gpu.problem)
         if gpu.problem:
@@ -82,8 +87,9 @@ def _vram(gpu: GpuReading) -> tuple[str, str]:
 
 
 def _clocks(gpu: GpuReading) -> str:
-    clocks = (("cores", gpu.clock_sm_mhz), ("memory", gpu.clock_memory_mhz))
-    return ", ".join(f"{name} {mhz:,} MHz" for name, mhz in clocks if mhz is not None)
+    """The cores' first and without their name, or the line would be cut between other cards."""
+    clocks = (("", gpu.clock_sm_mhz), ("memory ", gpu.clock_memory_mhz))
+    return ", ".join(f"{name}{mhz:,} MHz" for name, mhz in clocks if mhz is not None)
 
 
 def _describe_processes(gpu: GpuReading) -> str:

@@ -34,7 +34,8 @@ WIDE_FROM = 760
 NARROW_BELOW = 480
 MAX_WIDTH = 1120
 MAX_BRISK_GPUS = 2
-"""With more cards each is shown at every second reading, in turn: painting is what costs."""
+"""With more cards each is shown at every second reading, in turn, and scrolled out of view at every
+fourth: painting is what costs."""
 LEAST_DISK_TOP = 2.0**20
 """Bytes per second at the upper edge of a quiet disk's line: its noise stays flat."""
 LEAST_RATE_TOP = 10.0
@@ -77,7 +78,7 @@ class MonitorPage(ScrolledPage):
         if self._stop_listening is None and not self.window().isMinimized():
             self._stop_listening = self._core.sampler.listen(self._show_reading)
         if self._inventory_task is None:
-            self._inventory_task = spawn(self._find_cards(), self._error.show_error)
+            self.find_cards()
 
     def hideEvent(self, event: QHideEvent) -> None:
         """Qt sends it for a minimised window, too."""
@@ -129,8 +130,11 @@ class MonitorPage(ScrolledPage):
         self.cards = CardTable()
         return titled("Graphics cards", [self.gpu_problem, self.cards])
 
+    def find_cards(self) -> None:
+        """Fills the table of cards; done once, for cards are not put in while Octavo runs."""
+        self._inventory_task = spawn(self._find_cards(), self._error.show_error)
+
     async def _find_cards(self) -> None:
-        """Once: cards are not put in while Octavo runs."""
         self.cards.show_cards(await asyncio.to_thread(self._inventory))
 
     def _show_reading(self, reading: MachineReading) -> None:
@@ -166,9 +170,13 @@ class MonitorPage(ScrolledPage):
             if key not in self.gpu_groups:
                 self.gpu_groups[key] = GpuGroup(index)
                 self._gpu_column.addWidget(self.gpu_groups[key])
+                for group in self.gpu_groups.values():
+                    group.set_calm(len(keys) > MAX_BRISK_GPUS)
                 self.arrange()
-            elif len(keys) > MAX_BRISK_GPUS and (index + self._num_readings) % 2:
-                continue
+            elif len(keys) > MAX_BRISK_GPUS:
+                is_in_view = not self.gpu_groups[key].visibleRegion().isEmpty()
+                if (index + self._num_readings) % (2 if is_in_view else 4):
+                    continue
             self.gpu_groups[key].show_reading(gpu, self._history.gpus[key], self._history.time_s)
 
     def _show_engine(self, stats: EngineStats, rate: EngineRate) -> None:

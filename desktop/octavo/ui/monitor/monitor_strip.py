@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from PySide6.QtCore import QEvent, QRect, QSize, Qt
+from PySide6.QtCore import QEvent, QRect, QSize, Qt, QTimer
 from PySide6.QtGui import (
     QColor,
     QFont,
@@ -26,6 +26,8 @@ from octavo.ui.theme import ThemeController
 from octavo.ui.tokens import FONT_SMALL, SPACE_GROUP, SPACE_INSET, SPACE_TIGHT, scaled
 
 HEIGHT = 26
+LISTEN_AFTER_MS = 100
+"""Who waits for the window's first paint comes first."""
 INTERVAL_S = 1.0
 LEAST_WIDTH = 120
 TOOL_TIP_REACH = SPACE_GROUP // 2
@@ -40,6 +42,7 @@ class MonitorStrip(QAbstractButton):
         self._core = core
         self._meter = EngineRateMeter()
         self._stop_listening: Callable[[], None] | None = None
+        self._is_painted = False
         self._latest: tuple[MachineReading, EngineStats, EngineRate] | None = None
         self.parts: tuple[StripPart, ...] = ()
         """What is shown now, from left to right."""
@@ -63,9 +66,8 @@ class MonitorStrip(QAbstractButton):
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
-        if self._stop_listening is None and not self.window().isMinimized():
-            listen = self._core.sampler.listen
-            self._stop_listening = listen(self._show_reading, interval_s=INTERVAL_S)
+        if self._is_painted:
+            self._listen()
 
     def hideEvent(self, event: QHideEvent) -> None:
         """Qt sends it for a minimised window, too."""
@@ -84,6 +86,10 @@ class MonitorStrip(QAbstractButton):
         return super().event(event)
 
     def paintEvent(self, _event: QPaintEvent) -> None:
+        if not self._is_painted:
+            # What reads the machine is loaded after the window's first paint, not before it.
+            self._is_painted = True
+            QTimer.singleShot(LISTEN_AFTER_MS, self, self._listen)
         theme = ThemeController.current().theme
         painter = QPainter(self)
         painter.fillRect(self.rect(), QColor(theme.hover if self.underMouse() else theme.well))
@@ -102,6 +108,12 @@ class MonitorStrip(QAbstractButton):
         if self.hasFocus():
             painter.setPen(QColor(theme.accent))
             painter.drawRect(self.rect().adjusted(1, 1, -2, -2))
+
+    def _listen(self) -> None:
+        is_seen = self.isVisible() and not self.window().isMinimized()
+        if self._stop_listening is None and is_seen:
+            listen = self._core.sampler.listen
+            self._stop_listening = listen(self._show_reading, interval_s=INTERVAL_S)
 
     def _stop(self) -> None:
         if self._stop_listening is not None:

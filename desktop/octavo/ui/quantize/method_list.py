@@ -6,6 +6,7 @@ from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QRadioButton, QVBoxLayout, QWidget
 
 from octavo.quantize.methods import METHODS, QuantizeMethod
+from octavo.quantize.recipe import Estimate
 from octavo.ui.tokens import SPACE_GROUP, SPACE_WITHIN
 from octavo.ui.widgets.labels import hairline, label, set_tone
 from octavo.units import format_bytes
@@ -25,6 +26,7 @@ class MethodList(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
         self._group = QButtonGroup(self)
+        self._estimates: Mapping[str, Estimate] = {}
         self.sizes: dict[str, QLabel] = {}
         self.summaries: dict[str, QLabel] = {}
         """Both by the method's id."""
@@ -59,16 +61,26 @@ class MethodList(QWidget):
             if method.id == method_id:
                 self._group.button(index).setChecked(True)
 
-    def show_sizes(self, sizes: Mapping[str, int], source_bytes: int = 0) -> None:
-        """Shows how large each result would be; a method without a size shows none.
+    def show_estimates(self, estimates: Mapping[str, Estimate], source_bytes: int = 0) -> None:
+        """Shows how large each result would be, and what is special about it.
 
         Args:
+            estimates: a method without one shows no size.
             source_bytes: of the model as it is now; a result that is no smaller stands out.
         """
-        for method in METHODS:
-            size = sizes.get(method.id)
-            is_smaller = size is None or size < source_bytes
-            self.sizes[method.id].setText("" if size is None else f"about {format_bytes(size)}")
+        self._estimates = estimates
+        for index, method in enumerate(METHODS):
+            estimate = estimates.get(method.id, Estimate(0))
+            size = estimate.num_bytes
+            self._group.button(index).setEnabled(bool(size) or not estimate.remarks)
+            self.sizes[method.id].setText(f"about {format_bytes(size)}" if size else "")
+            is_smaller = size < source_bytes or not size
             set_tone(self.sizes[method.id], "soft" if is_smaller else "caution")
-            words = method.summary if is_smaller else f"{method.summary} {NO_GAIN}"
-            self.summaries[method.id].setText(words)
+            words = [method.summary, *([] if is_smaller else [NO_GAIN]), *estimate.remarks]
+            self.summaries[method.id].setText(" ".join(words))
+
+    @property
+    def can_be_made(self) -> bool:
+        """Whether the chosen method gives a result of the model."""
+        estimate = self._estimates.get(self.method.id)
+        return estimate is not None and bool(estimate.num_bytes)

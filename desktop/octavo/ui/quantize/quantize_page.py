@@ -16,9 +16,10 @@ from octavo.paths import short_path
 from octavo.quantize.interrupted import InterruptedRun, discard, find_interrupted
 from octavo.quantize.methods import METHODS
 from octavo.quantize.recipe import (
+    Estimate,
     QuantizeRecipe,
     default_output,
-    estimate_bytes,
+    estimate,
     refuse_quantized,
     source_name,
 )
@@ -106,6 +107,7 @@ class QuantizePage(ScrolledPage):
         self.reports_title = label("Made here", "heading")
         self.reports = ReportList()
         self.reports.chat_asked.connect(self.chat_asked)
+        self.reports.measure_asked.connect(self._measure)
         for part in (
             self.note,
             self.error_card,
@@ -209,7 +211,7 @@ class QuantizePage(ScrolledPage):
         self.interrupted.show_runs([run for run in runs if run.recipe != running])
 
     def _show_source(self) -> None:
-        self.methods.show_sizes({})
+        self.methods.show_estimates({})
         spawn(self._estimate(), self.error_card.show_error)
 
     async def _estimate(self) -> None:
@@ -219,18 +221,19 @@ class QuantizePage(ScrolledPage):
         if model is None:
             return
         try:
-            sizes, note = await asyncio.to_thread(_estimate, model.path), ""
+            estimates, note = await asyncio.to_thread(_estimate, model.path), ""
         except OctavoError as error:
-            sizes, note = {}, str(error)
+            estimates, note = {}, str(error)
         if self.picker.value == model.name:
-            self.methods.show_sizes(sizes, model.size_bytes)
+            self.methods.show_estimates(estimates, model.size_bytes)
             self.source_note.setText(note)
             self.source_note.setVisible(bool(note))
-            self.start_button.setEnabled(bool(sizes))
+            self._show_output()
 
     def _show_output(self) -> None:
         recipe = self._recipe()
         self.output.setText(f"Becomes {short_path(str(recipe.output))}" if recipe else "")
+        self.start_button.setEnabled(self.methods.can_be_made)
 
     def _recipe(self) -> QuantizeRecipe | None:
         model = self._sources.get(self.picker.value)
@@ -255,6 +258,14 @@ class QuantizePage(ScrolledPage):
         self.run.start(recipe, evaluates=self.evaluates.isChecked())
         self._look_for_interrupted()
 
+    def _measure(self, quantized: QuantizedModel) -> None:
+        """Goes on with what was stopped, or left out, when the model was made."""
+        self.note.set_text("")
+        self.error_card.hide()
+        report = quantized.report
+        recipe = QuantizeRecipe(Path(report.source), report.method, quantized.model.path)
+        self.run.start(recipe, evaluates=True)
+
     def _look_for_interrupted(self) -> None:
         spawn(self._read_interrupted(), self.error_card.show_error)
 
@@ -267,18 +278,22 @@ class QuantizePage(ScrolledPage):
         self.empty.setVisible(not has_sources and not is_running and not self._is_stale)
         self.interrupted.setEnabled(not is_running)
         if recipe is not None:
-            self.run_title.setText(f"Making {recipe.output.name}")
+            verb = "Measuring" if recipe.output.exists() else "Making"
+            self.run_title.setText(f"{verb} {recipe.output.name}")
             self.progress.show_progress(self.run.progress)
 
     def _keep_unmeasured(self, recipe: QuantizeRecipe) -> None:
         """Stopped while it was measured, a model is finished all the same."""
         if recipe.output.exists():
-            self.note.set_text("The result is in the library. Its quality was not measured.")
+            self.note.set_text(
+                "The result is in the library. Its quality was not measured; that can be done"
+                " later."
+            )
             self._core.library.changed.emit(None)
 
     def _finish(self, report: QuantizeReport) -> None:
         smaller = 1 - report.output_bytes / max(1, report.source_bytes)
-        size = f"{smaller:.0%} smaller than" if smaller > 0 else f"{-smaller:.0%} larger than"
+        size = f"{abs(smaller) * 100:.0f} % {'smaller' if smaller > 0 else 'larger'} than"
         self.note.set_text(f"The result is in the library: {size} {report.source_name}.")
         # Every listener shows the new model; this page, too.
         self._core.library.changed.emit(None)
@@ -313,12 +328,12 @@ def _sort_models(core: Core) -> tuple[list[LibraryModel], list[QuantizedModel]]:
     return sources, made
 
 
-def _estimate(path: Path) -> dict[str, int]:
-    """The size of every form of a model; blocks.
+def _estimate(path: Path) -> dict[str, Estimate]:
+    """What every form of a model would be; blocks.
 
     Raises:
         ModelError: it is damaged, unknown or quantised already.
     """
     header = read_checkpoint(path)
     refuse_quantized(header)
-    return {method.id: estimate_bytes(header, method) for method in METHODS}
+    return {method.id: estimate(header, method) for method in METHODS}

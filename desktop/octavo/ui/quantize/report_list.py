@@ -32,6 +32,8 @@ class ReportList(QWidget):
 
     chat_asked = Signal(object)
     """The LibraryModel."""
+    measure_asked = Signal(object)
+    """The QuantizedModel."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -48,6 +50,7 @@ class ReportList(QWidget):
         self.cards = [ReportCard(model) for model in models]
         for card in self.cards:
             card.chat_asked.connect(self.chat_asked)
+            card.measure_asked.connect(self.measure_asked)
             card.set_wide(self._is_wide)
             self._column.addWidget(card)
 
@@ -61,6 +64,7 @@ class ReportCard(Card):
     """One model: how much smaller, and how close to the original."""
 
     chat_asked = Signal(object)
+    measure_asked = Signal(object)
 
     def __init__(self, quantized: QuantizedModel, parent: QWidget | None = None) -> None:
         super().__init__(parent=parent)
@@ -75,6 +79,11 @@ class ReportCard(Card):
             ElidedLabel(f"{method_title(report.method)}, made from {report.source_name}", "caption")
         )
         head.addLayout(titles, 1)
+        self.measure_button = Button("Measure now")
+        self.measure_button.setAccessibleName(f"Measure {quantized.model.name}")
+        self.measure_button.clicked.connect(lambda: self.measure_asked.emit(self.quantized))
+        self.measure_button.setVisible(bool(report.source) and not report.is_measured)
+        head.addWidget(self.measure_button)
         chat = Button("Chat with it")
         chat.setAccessibleName(f"Chat with {quantized.model.name}")
         chat.clicked.connect(lambda: self.chat_asked.emit(self.quantized.model))
@@ -125,7 +134,7 @@ def figures(report: QuantizeReport) -> list[tuple[str, str]]:
     if report.kl_divergence is not None:
         shown.append(("Divergence", f"{report.kl_divergence:.4f} nats"))
     if report.top1_agreement is not None:
-        shown.append(("Same first choice", f"{report.top1_agreement:.1%}"))
+        shown.append(("Same first choice", f"{100 * report.top1_agreement:.1f} %"))
     return shown
 
 

@@ -13,11 +13,10 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from octavo.ui.icons import icon
+from octavo.ui.icons import ICON_PIXELS, icon
 from octavo.ui.theme import ThemeController
 from octavo.ui.tokens import Theme, scaled
 
-ICON_PIXELS = 16
 ICON_GAP = "  "
 
 
@@ -93,8 +92,8 @@ class Button(QPushButton):
         controller = ThemeController.current()
         theme = controller.theme
         color = _icon_color(self, theme)
-        self.setIcon(icon(self._icon_name, color, disabled_color=theme.ink_faint))
         pixels = scaled(ICON_PIXELS, controller.scale)
+        self.setIcon(icon(self._icon_name, color, pixels, disabled_color=theme.ink_faint))
         self.setIconSize(QSize(pixels, pixels))
 
 
@@ -120,8 +119,9 @@ class IconButton(QToolButton):
     def _tint(self) -> None:
         controller = ThemeController.current()
         theme = controller.theme
-        self.setIcon(icon(self._icon_name, theme.ink_soft, disabled_color=theme.ink_faint))
         pixels = scaled(ICON_PIXELS, controller.scale)
+        tinted = icon(self._icon_name, theme.ink_soft, pixels, disabled_color=theme.ink_faint)
+        self.setIcon(tinted)
         self.setIconSize(QSize(pixels, pixels))
 
 

@@ -1,11 +1,14 @@
 """Cards, empty states, notices and error cards: the frames that hold a sentence and its action."""
 
+import asyncio
+
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from octavo.errors import OctavoError
 from octavo.ui.icons import icon_pixmap
+from octavo.ui.tasks import spawn
 from octavo.ui.theme import ThemeController
 from octavo.ui.tokens import (
     SPACE_GROUP,
@@ -17,6 +20,7 @@ from octavo.ui.tokens import (
 )
 from octavo.ui.widgets.buttons import Button, IconButton
 from octavo.ui.widgets.labels import label
+from octavo.ui.widgets.toast import find_toast
 
 
 class Card(QFrame):
@@ -137,7 +141,7 @@ class ErrorCard(QFrame):
             column.addWidget(text)
         self.retry = Button(retry_text or "Try again", icon_name="rotate-ccw")
         self.retry.setVisible(bool(retry_text))
-        copy = IconButton("clipboard-copy", "Copy report")
+        self.copy_button = copy = IconButton("clipboard-copy", "Copy report")
         copy.clicked.connect(self._copy_report)
         close = IconButton("x", "Close this message")
         close.clicked.connect(self.clear)
@@ -169,14 +173,12 @@ class ErrorCard(QFrame):
 
     def _copy_report(self) -> None:
         if self._error is not None:
-            QGuiApplication.clipboard().setText(error_report(self._error))
+            spawn(self._copy(self._error))
 
+    async def _copy(self, error: OctavoError) -> None:
+        """The report asks the driver and reads the log, so a worker makes it."""
+        from octavo.ui.error_report import make_error_report
 
-def error_report(error: OctavoError) -> str:
-    """An error as text for a bug report: its class, its words and its cause."""
-    lines = [f"{type(error).__name__}: {error.message}"]
-    if error.hint:
-        lines.append(error.hint)
-    if error.__cause__ is not None:
-        lines.append(f"Cause: {type(error.__cause__).__name__}: {error.__cause__}")
-    return "\n".join(lines)
+        QGuiApplication.clipboard().setText(await asyncio.to_thread(make_error_report, error))
+        if (toast := find_toast(self)) is not None:
+            toast.show_message("The report is in the clipboard.")

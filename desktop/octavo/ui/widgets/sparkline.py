@@ -14,7 +14,9 @@ HEIGHT = 40
 LINE_WIDTH = 1.5
 FILL_ALPHA = 0.28
 REDRAW_S = 0.9
-"""A picture that is younger is not moved on: that would be a pixel or so."""
+"""A picture that is younger is usually not moved on: that would be a pixel or so."""
+CALM_REDRAW_S = 1.9
+"""Where many lines are in sight, each is moved on by a few pixels less often."""
 NUM_CORNERS = 2
 """Readings before the newest piece that are drawn again, so that the line's corners stay."""
 GAP_S = 2.0
@@ -32,8 +34,8 @@ class History(Protocol):
 class Sparkline:
     """Draws values over time, the newest at the right edge; None and pauses leave gaps.
 
-    No widget: whoever owns it paints it. What was drawn before is moved to the left, and only the
-    newest piece is drawn, because a whole line takes a millisecond.
+    No widget: whoever owns it paints it, on a sheet. What was drawn before is moved to the left,
+    and only the newest piece is drawn, because a whole line takes a millisecond.
     """
 
     def __init__(self, span_s: float) -> None:
@@ -45,6 +47,8 @@ class Sparkline:
         self._values: History = ()
         self._top = 1.0
         self._drawn: _Drawing | None = None
+        self.redraw_s = REDRAW_S
+        """A picture that is younger is not moved on."""
         self.num_whole_drawings = 0
         """How often nothing of an earlier picture could be used."""
 
@@ -74,7 +78,7 @@ class Sparkline:
         if before is None or not before.is_of(self._values, size, self._top, theme):
             before = _Drawing(self._values, size, self._top, theme, LINE_WIDTH * ratio)
         newest_s = self._newest_s()
-        if newest_s is not None and before.is_behind(newest_s):
+        if newest_s is not None and before.is_behind(newest_s, self.redraw_s):
             self._advance(before, newest_s)
         self._drawn = before
         painter.drawPixmap(area, before.pixmap)
@@ -83,7 +87,9 @@ class Sparkline:
     def is_due(self) -> bool:
         """Whether painting it now would show something new."""
         newest_s = self._newest_s()
-        return newest_s is not None and (self._drawn is None or self._drawn.is_behind(newest_s))
+        return newest_s is not None and (
+            self._drawn is None or self._drawn.is_behind(newest_s, self.redraw_s)
+        )
 
     def stretches(self, size: QSize, line_width: float = LINE_WIDTH) -> list[list[QPointF]]:
         """The points of each unbroken piece of the line, in a picture of that size."""
@@ -174,7 +180,10 @@ class _Drawing:
         self, values: History, size: QSize, top: float, theme: Theme, line_width: float
     ) -> None:
         self.pixmap = QPixmap(size)
-        self.pixmap.fill(Qt.GlobalColor.transparent)
+        # A ground of its own: what is opaque is copied, and need not be mixed pixel by pixel.
+        self._ground = QColor(theme.sheet)
+        self._rule = QColor(theme.rule)
+        self.pixmap.fill(self._ground)
         self.line_width = line_width
         self.newest_s: float | None = None
         self.right_edge = 0
@@ -198,8 +207,8 @@ class _Drawing:
             and theme is self._theme
         )
 
-    def is_behind(self, newest_s: float) -> bool:
-        return self.newest_s is None or not 0 <= newest_s - self.newest_s < REDRAW_S
+    def is_behind(self, newest_s: float, redraw_s: float) -> bool:
+        return self.newest_s is None or not 0 <= newest_s - self.newest_s < redraw_s
 
     def scroll(self, num_pixels: int) -> None:
         if num_pixels:
@@ -211,12 +220,8 @@ class _Drawing:
         right = QRect(clear_from, 0, size.width() - clear_from, size.height())
         foot = size.height() - 0.5
         painter = QPainter(self.pixmap)
-        painter.setCompositionMode(QPainter.CompositionMode.CompositionMode_Source)
-        painter.fillRect(right, Qt.GlobalColor.transparent)
-        painter.setCompositionMode(QPainter.CompositionMode.CompositionMode_SourceOver)
-        painter.fillRect(
-            QRect(clear_from, size.height() - 1, right.width(), 1), QColor(self._theme.rule)
-        )
+        painter.fillRect(right, self._ground)
+        painter.fillRect(clear_from, size.height() - 1, right.width(), 1, self._rule)
         painter.setClipRect(right)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         for points in stretches:

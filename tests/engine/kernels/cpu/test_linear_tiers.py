@@ -8,6 +8,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -16,7 +17,7 @@ import torch
 from llvmlite import ir
 
 from octavo.engine.kernels.cpu import linear_emit, quantize_activations, simd_emit, simd_tier
-from octavo.engine.kernels.cpu.linear_emit import TileArguments
+from octavo.engine.kernels.cpu.linear_planes import TileArguments
 from octavo.engine.kernels.cpu.simd_tier import Tier
 from octavo.engine.kernels.cpu.simd_types import I64
 from octavo.engine.kernels.cpu.tiles import PackedMatrix
@@ -54,7 +55,9 @@ def test_every_form_is_assembled_for_every_tier(tier: Tier, form: str) -> None:
         assert not [line for line in inner if "vmov" in line and "(%rsp)" in line.split(",")[-1]]
 
 
-def _portable_dot(b: ir.IRBuilder, total: Any, first: Any, second: Any, is_unsigned: bool) -> Any:
+def _portable_dot(
+    b: ir.IRBuilder, total: Any, first: Any, second: Any, *, is_unsigned: bool
+) -> Any:
     for place in range(4):
         left = simd_emit.constant(total.type, 24 - 8 * place)
         right = simd_emit.constant(total.type, 24)
@@ -116,8 +119,8 @@ class _Runner:
 def test_what_surrounds_the_instruction_is_right(
     tier: Tier, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simd_emit, "dot_vnni", lambda *args: _portable_dot(*args, True))
-    monkeypatch.setattr(simd_emit, "dot_neon", lambda *args: _portable_dot(*args, False))
+    monkeypatch.setattr(simd_emit, "dot_vnni", partial(_portable_dot, is_unsigned=True))
+    monkeypatch.setattr(simd_emit, "dot_neon", partial(_portable_dot, is_unsigned=False))
     monkeypatch.setattr(simd_emit, "keep_order", _portable_line)
     generator = torch.Generator().manual_seed(9)
     packed, _ = KINDS[KINDS_OF_FORMS[form]][1](40, 256, generator)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from octavo.engine.kernels.cpu import linear_emit, simd
 from octavo.engine.kernels.cpu import simd_emit as emit
+from octavo.engine.kernels.cpu.linear_planes import TileArguments
 from octavo.engine.kernels.cpu.quantize_activations import quantize_rows
 from octavo.engine.kernels.cpu.simd_types import I64
 from octavo.engine.kernels.cpu.tiles import PackedMatrix
@@ -34,7 +35,7 @@ def _multiply_tile(_context, form, tokens, places):
     Args:
         form: name of a form, known when compiled.
         tokens: their number.
-        places: what `linear_emit.TileArguments` has, in that order.
+        places: what `TileArguments` has, in that order.
     """
     if not isinstance(form, types.StringLiteral):
         return None
@@ -43,16 +44,14 @@ def _multiply_tile(_context, form, tokens, places):
 
     def generate(context: Any, b: ir.IRBuilder, _signature: Any, arguments: Any) -> Any:
         _, num_tokens, packed = arguments
-        fixed = linear_emit.TileArguments(*cgutils.unpack_tuple(b, packed, 8))
+        fixed = TileArguments(*cgutils.unpack_tuple(b, packed, 8))
         _emit_all_tokens(b, tile_form, num_tokens, fixed)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-def _emit_all_tokens(
-    b: ir.IRBuilder, form: Any, num_tokens: Any, places: linear_emit.TileArguments
-) -> None:
+def _emit_all_tokens(b: ir.IRBuilder, form: Any, num_tokens: Any, places: TileArguments) -> None:
     """Takes as many tokens at once as registers hold, then the rest in ever smaller parts."""
     widths = linear_emit.unrolled_tokens(simd.TIER, form)
     done = ir.Constant(I64, 0)
@@ -77,10 +76,8 @@ def _emit_all_tokens(
         done = b.add(done, b.mul(count, size))
 
 
-def _moved(
-    b: ir.IRBuilder, places: linear_emit.TileArguments, token: Any
-) -> linear_emit.TileArguments:
-    return linear_emit.TileArguments(
+def _moved(b: ir.IRBuilder, places: TileArguments, token: Any) -> TileArguments:
+    return TileArguments(
         places.tile,
         places.num_columns,
         b.add(places.inputs, b.mul(token, places.input_stride)),

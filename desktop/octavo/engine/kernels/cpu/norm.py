@@ -45,3 +45,12 @@ def add_to(row, added, size):
     for index in range(0, size, 16):
         place = at(row, 4 * index)
         store_f32(place, add(load_f32(place), load_f32(at(added, 4 * index))))
+
+
+@njit(nogil=True, cache=True)
+def add_scaled(row, added, size, scale):
+    """As `add_to`, with a factor on what is added."""
+    factor = splat_f32(scale)
+    for index in range(0, size, 16):
+        place = at(row, 4 * index)
+        store_f32(place, fma(load_f32(at(added, 4 * index)), factor, load_f32(place)))

@@ -1,45 +1,108 @@
-"""Compiles the kernels, or reads them from the cache of an earlier start."""
+"""Has the kernels ready: compiled by a child process, then read from the cache.
 
+As a program, `python -m octavo.engine.kernels.cpu.preparation FORM...`, it is that child.
+"""
+
+import contextlib
 import importlib
-from collections.abc import Callable, Iterable
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numba
+import psutil
 
-from octavo.engine.kernels.cpu.simd_tier import cache_key
+from octavo.engine.kernels.cpu.kernel_cache import (
+    MODULES,
+    KernelCompiler,
+    kernel_folder,
+    mark_ready,
+    missing_parts,
+    parts,
+)
 
-_MODULES = ("step_loop", "worker_threads", "rotary", "rows", "attention", "linear")
-"""Importing one compiles what is in it."""
-_MARKER = "complete"
+_LOW_PRIORITY = 10
+_POLL_S = 0.2
 
 
 def prepare_kernels(
-    forms: Iterable[str], cache_dir: Path | None, report: Callable[[int, int], None]
+    forms: Iterable[str], cache_dir: str | None, report: Callable[[int, int], None]
 ) -> None:
     """Has all kernels ready that a model with these forms of tiles needs.
 
     Args:
         forms: names of `tiles_forms.FORMS`.
-        cache_dir: where compiled kernels are kept, apart for each processor and version; None:
-            where Numba keeps them.
-        report: told how many of how many parts are ready, where they are not in the cache.
+        cache_dir: where compiled kernels are kept; None: where Numba keeps them.
+        report: told how many of how many parts are ready while they are compiled.
     """
-    names = [*_MODULES, *sorted(set(forms))]
-    marker = None
-    if cache_dir is not None and not numba.config.CACHE_DIR:
-        folder = cache_dir / cache_key()
+    forms = tuple(forms)
+    folder = kernel_folder(cache_dir)
+    if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         numba.config.CACHE_DIR = str(folder)
-    if numba.config.CACHE_DIR:
-        marker = Path(numba.config.CACHE_DIR)
-    for done, name in enumerate(names):
-        if marker is None or not (marker / f"{name}.{_MARKER}").exists():
-            report(done, len(names))
-        if name in _MODULES:
-            importlib.import_module(f"octavo.engine.kernels.cpu.{name}")
-        else:
-            from octavo.engine.kernels.cpu.linear import compile_kernel
+        if missing_parts(folder, forms):
+            # If it fails, the same happens here, where an error can be seen.
+            KernelCompiler(folder, forms).wait(report)
+    for part in parts(forms):
+        _load(part)
+        if folder is not None:
+            mark_ready(folder, part)
 
-            compile_kernel(name)
-        if marker is not None:
-            (marker / f"{name}.{_MARKER}").touch()
+
+def _load(part: str) -> None:
+    """Compiles a part, or reads it from the cache."""
+    if part in MODULES:
+        importlib.import_module(f"octavo.engine.kernels.cpu.{part}")
+        return
+    from octavo.engine.kernels.cpu.linear import compile_kernel
+
+    compile_kernel(part)
+
+
+def main() -> None:
+    """Compiles into the folder that the environment names."""
+    if hasattr(os, "nice"):
+        with contextlib.suppress(OSError):
+            os.nice(_LOW_PRIORITY)
+    folder = kernel_folder(None)
+    assert folder is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):
+        for part in parts(sys.argv[1:]):
+            _load(part)
+            mark_ready(folder, part)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits for another child that compiles into the same folder, so that nothing is done twice."""
+    lock = folder / "compiling"
+    while True:
+        try:
+            with lock.open("x", encoding="ascii") as file:
+                file.write(str(os.getpid()))
+            break
+        except FileExistsError:
+            if not _is_compiling(lock):
+                lock.unlink(missing_ok=True)
+            time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _is_compiling(lock: Path) -> bool:
+    """Whether the process that wrote the file lives: it may have been killed, its number reused."""
+    try:
+        process = psutil.Process(int(lock.read_text(encoding="ascii") or "0"))
+        return any(__spec__.name in argument for argument in process.cmdline())
+    except (OSError, ValueError, psutil.Error):
+        # A file that is just being written is left a moment.
+        return lock.exists() and time.time() - lock.stat().st_mtime < 1.0
+
+
+if __name__ == "__main__":
+    main()

@@ -68,6 +68,10 @@ class Program:
         self._kept.append(kernel)
         self._table = None
 
+    def keep(self, memory: Any) -> None:
+        """Keeps what operations point at without a word of their own."""
+        self._kept.append(memory)
+
     def run(self, threads: WorkerThreads, step: int) -> None:
         """Runs all operations; `step` is the address of the step's words."""
         if self._table is None:

@@ -15,6 +15,7 @@ from octavo.engine.kernels.cpu.tiles_forms import (
     GROUP,
     GROUP_BYTES,
     MINUS_FIRST,
+    MINUS_HALVES,
     MINUS_LAST,
     MINUS_TOTAL,
     SCALE,
@@ -54,6 +55,8 @@ def quantize_group(first: Any, last: Any, target: Any) -> None:
     simd.write_i32(simd.at(target, MINUS_TOTAL), int32(-total))
     simd.write_i32(simd.at(target, MINUS_FIRST), int32(-first_total))
     simd.write_i32(simd.at(target, MINUS_LAST), int32(-last_total))
+    halves = (-first_total & 0xFFFF) | (-last_total << 16)
+    simd.write_i32(simd.at(target, MINUS_HALVES), int32(halves))
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
@@ -137,6 +140,8 @@ def quantize(activations: Tensor) -> Tensor:
     integers = lines.view(torch.int32)
     integers[:, :, MINUS_TOTAL // 4] = -totals
     integers[:, :, MINUS_FIRST // 4 : MINUS_LAST // 4 + 1] = -halves
+    words = lines.view(torch.int16)
+    words[:, :, MINUS_HALVES // 2 : MINUS_HALVES // 2 + 2] = -halves.to(torch.int16)
     return lines.flatten(1)
 
 

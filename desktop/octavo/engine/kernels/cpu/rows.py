@@ -5,7 +5,7 @@ import math
 from numba import cfunc, float32, njit, uint64
 
 from octavo.engine.kernels.cpu.limits import GELU_TANH
-from octavo.engine.kernels.cpu.norm import add_to, normalise
+from octavo.engine.kernels.cpu.norm import add_scaled, add_to, normalise
 from octavo.engine.kernels.cpu.quantize_activations import quantize_group, quantize_row
 from octavo.engine.kernels.cpu.simd import (
     add,
@@ -48,14 +48,6 @@ QUANTIZED = FIRST_ARGUMENT + 9
 QUANTIZED_BYTES = FIRST_ARGUMENT + 10
 
 
-@njit(nogil=True, cache=True)
-def _add_scaled(target, source, size, scale):
-    factor = splat_f32(scale)
-    for index in range(0, size, 16):
-        place = at(target, 4 * index)
-        store_f32(place, fma(load_f32(at(source, 4 * index)), factor, load_f32(place)))
-
-
 @cfunc(KERNEL_SIGNATURE, nogil=True, cache=True)
 def add_and_normalise(operation, step, scratch, begin, end):
     """Adds a part's output to the residual stream and prepares the next part's input.
@@ -79,7 +71,7 @@ def add_and_normalise(operation, step, scratch, begin, end):
                 add_to(source, bias, size)
             if added_norm != 0:
                 normalise(source, added_norm, source, size, eps)
-            _add_scaled(residual, source, size, read_f32(at(op, 8 * ADDED_SCALE)))
+            add_scaled(residual, source, size, read_f32(at(op, 8 * ADDED_SCALE)))
         result = row if output == 0 else at(output, 4 * size * token)
         if norm != 0:
             normalise(residual, norm, result, size, eps)

@@ -143,7 +143,7 @@ def has_program(control):
 
 
 @njit("boolean(uint64, int64)", nogil=True, cache=True)
-def wait_for_program(control, num_pauses):
+def _wait_for_program(control, num_pauses):
     """Spins until there is something to do, for so many turns at most; says whether there is."""
     for turn in range(num_pauses):
         if has_program(control):
@@ -153,3 +153,13 @@ def wait_for_program(control, num_pauses):
         else:
             pause()
     return has_program(control)
+
+
+@njit("void(uint64, uint64, int64)", nogil=True, cache=True)
+def work(control, scratch, num_pauses):
+    """Runs whatever programs are opened, until none has been for so many turns.
+
+    In one call, for a thread that comes back to Python must wait for Python's lock.
+    """
+    while _wait_for_program(control, num_pauses):
+        run_portions(control, scratch)

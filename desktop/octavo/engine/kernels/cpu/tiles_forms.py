@@ -16,7 +16,8 @@ Activations of quantised layers are one cache line for each group of 32 columns:
     float32      scale: the largest magnitude / 127
     float32      scale * sum of the codes
     3 int32      minus the sum of all codes, of the first 16, of the last 16
-    12 bytes     nothing
+    2 int16      minus the sum of the first 16, of the last 16
+    8 bytes      nothing
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ GROUP = 32
 """Columns that share a scale of their activations."""
 GROUP_BYTES = 64
 """Of a group of quantised activations."""
-SCALE, SUM, MINUS_TOTAL, MINUS_FIRST, MINUS_LAST = 32, 36, 40, 44, 48
+SCALE, SUM, MINUS_TOTAL, MINUS_FIRST, MINUS_LAST, MINUS_HALVES = 32, 36, 40, 44, 48, 52
 """Where the numbers lie in them."""
 SUPER_GROUP = 256
 """Columns of a block of the K formats."""

@@ -13,12 +13,12 @@ from octavo.engine.kernels.cpu.step_loop import (
     has_program,
     open_program,
     run_portions,
-    wait_for_program,
+    work,
 )
 
-SPIN_PAUSES = 4000
-"""How long a thread waits for the next program before it sleeps: some hundred microseconds, which
-is what lies between two steps."""
+SPIN_PAUSES = 30_000
+"""How long a thread waits for the next program before it sleeps: about a millisecond, which is more
+than lies between two steps. It lets others have the core all the while."""
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -108,9 +108,7 @@ def _work(shared: _Shared, number: int) -> None:
     scratch = np.uint64(shared.scratch[number].ctypes.data)
     sleeper = shared.sleepers[number - 1]
     while not shared.is_closing:
-        if wait_for_program(control, SPIN_PAUSES):
-            run_portions(control, scratch)
-            continue
+        work(control, scratch, SPIN_PAUSES)
         # In this order nothing is missed: a program is opened before anybody is woken for it.
         sleeper.awake.clear()
         sleeper.is_asleep = True

@@ -40,7 +40,7 @@ class DecodeShape:
 
 def padded_head_dim(head_dim: int) -> int:
     """Channels of a head in registers: a power of two that the matrix units take."""
-    return max(_MIN_ROWS, triton.next_power_of_2(head_dim))
+    return max(_MIN_ROWS, 1 << (head_dim - 1).bit_length())
 
 
 def num_splits(num_seqs: int, num_kv_heads: int, max_context: int, num_processors: int) -> int:

@@ -1,0 +1,72 @@
+"""Kernels are compiled by a child process, once; a killed one leaves nothing in the way."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from octavo.engine.kernels.cpu.kernel_cache import (
+    KernelCompiler,
+    kernel_folder,
+    mark_ready,
+    missing_parts,
+    parts,
+)
+from octavo.engine.kernels.cpu.simd_tier import cache_key
+from octavo.jobs import JobCancelled
+
+FORMS = ("q4_1", "q8_0")
+
+
+def test_each_processor_and_version_has_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    assert kernel_folder(None) is None
+    assert kernel_folder(str(tmp_path)) == tmp_path / cache_key()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "own"))
+    assert kernel_folder(str(tmp_path)) == tmp_path / "own"
+
+
+def test_what_is_ready_is_not_missing(tmp_path: Path) -> None:
+    assert missing_parts(None, FORMS) == parts(FORMS)
+    for part in parts(FORMS)[:-1]:
+        mark_ready(tmp_path, part)
+    assert missing_parts(tmp_path, FORMS) == ["q8_0"]
+
+
+def test_a_cancelled_wait_ends_the_child(tmp_path: Path) -> None:
+    compiler = KernelCompiler(tmp_path, FORMS)
+    seen = []
+
+    def cancel(done: int, total: int) -> None:
+        seen.append((done, total))
+        raise JobCancelled
+
+    with pytest.raises(JobCancelled):
+        compiler.wait(cancel)
+    assert seen == [(0, len(parts(FORMS)))]
+    assert not compiler.is_running
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no /bin/false")
+def test_a_child_that_fails_is_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert not KernelCompiler(tmp_path, FORMS).wait(lambda _done, _total: None)
+
+
+def test_a_lock_of_a_killed_child_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "compiling").write_text(str(os.getpid()), encoding="ascii")
+    os.utime(tmp_path / "compiling", (0, 0))
+    code = (
+        "from pathlib import Path; import sys;"
+        "from octavo.engine.kernels.cpu.preparation import alone\n"
+        "with alone(Path(sys.argv[1])): print((Path(sys.argv[1]) / 'compiling').read_text())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() not in ("", str(os.getpid()))
+    assert not (tmp_path / "compiling").exists()
