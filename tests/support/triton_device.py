@@ -20,7 +20,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16] if HAS_CARD else [torch.
 """The interpreter holds bfloat16 as raw bits and rounds by cutting off."""
 
 
-def tolerance(dtype: torch.dtype) -> dict[str, float]:
+def tolerance(dtype: torch.dtype) -> dict[str, Any]:
     """What two orders of the same sums may differ by."""
     if dtype is torch.float32:
         return {"rtol": 2e-4, "atol": 2e-4}

@@ -71,7 +71,8 @@ def test_addition_and_norm(shape: tuple[int, int], dtype: torch.dtype, in_float3
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_gated_activation(shape: tuple[int, int], dtype: torch.dtype, activation: str) -> None:
     gate_up = random(shape[0], 2 * shape[1], dtype=dtype)
-    expected = apply_gate(*gate_up.chunk(2, dim=-1), activation)
+    gate, up = gate_up.chunk(2, dim=-1)
+    expected = apply_gate(gate, up, activation)
     found = gated_activation(gate_up, activation=activation)
     torch.testing.assert_close(found, expected, **tolerance(dtype))
 
@@ -126,7 +127,7 @@ def test_heads_are_turned_and_written(
     projected = random(num_tokens, num_heads + 2 * num_kv_heads, head_dim, dtype=dtype)
     weights = [random(head_dim, dtype=dtype, seed=seed) for seed in (1, 2)]
     angles = random(num_tokens, rotary_dim // 2, seed=3) * 5
-    query, key, value = projected.split([num_heads, num_kv_heads, num_kv_heads], 1)
+    query, key, value = projected.split_with_sizes([num_heads, num_kv_heads, num_kv_heads], 1)
     rotation = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
     turned = [
         rotate(norm_twin(weight, in_float32=False, offset=0.0)(heads), *rotation)
@@ -157,7 +158,7 @@ def test_heads_are_turned_and_written(
         slots,
         num_heads=num_heads,
         rotation=HeadRotation(angles.cos(), angles.sin()),
-        norms=HeadNorms(*weights, EPS),
+        norms=HeadNorms(weights[0], weights[1], EPS),
     )
     torch.testing.assert_close(projected[:, :num_heads], turned[0], **tolerance(dtype))
     kept_keys = projected[:, num_heads : num_heads + num_kv_heads]

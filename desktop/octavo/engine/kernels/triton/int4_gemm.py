@@ -4,6 +4,8 @@ The weights are the left operand, so that what is unpacked stays in registers. T
 of `int4`; the plain-torch twin is `Int4Weights.unpack`.
 """
 
+import dataclasses
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +13,10 @@ import triton
 import triton.language as tl
 
 from octavo.engine.kernels.triton.int4 import TILE, Int4Weights
+from octavo.engine.kernels.triton.launch import is_hopper_or_later
 
 _UNPACK_ROWS = 16
+_MUCH_BYTES = 120 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ def int4_gemm_shape(num_inputs: int, num_rows: int, num_columns: int) -> Int4Gem
 @triton.jit
 def _unpack_quarter(words, QUARTER: tl.constexpr, ASM: tl.constexpr):
     """Half words to bfloat16: the codes of a quarter less 8, exactly."""
-    # Two half words a register: the code is put into the mantissa of 128, and 136 taken away.
+    # Two half words a register: the code is put into the mantissa of 128, and 136 taken away. The
+    # subtraction of pairs came with Hopper.
     if ASM:
         if QUARTER == 0:
             values = tl.inline_asm_elementwise(
@@ -238,6 +243,14 @@ def _unpack_int4(
         tl.store(place, values.to(output.dtype.element_ty), mask=exists)
 
 
+@functools.cache
+def _has_much_shared_memory(device: torch.device) -> bool:
+    """Server cards have; consumer cards end at 99 KiB a program."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= _MUCH_BYTES
+
+
 def unpack_int4(weights: Int4Weights, output: torch.Tensor) -> torch.Tensor:
     """Fills in [out_features, in_features]; faster than `Int4Weights.unpack`."""
     num_rows, num_columns = weights.out_features, weights.in_features
@@ -281,6 +294,8 @@ def int4_gemm(
     num_rows = weights.out_features
     if shape is None:
         shape = int4_gemm_shape(num_inputs, num_rows, num_columns)
+        if num_inputs > 64 and not _has_much_shared_memory(inputs.device):
+            shape = dataclasses.replace(shape, stages=2)
     if inputs_each is None:
         most = 64 if num_inputs > 128 and shape.splits == 1 else 128
         inputs_each = min(most, max(16, triton.next_power_of_2(num_inputs)))
@@ -310,7 +325,7 @@ def int4_gemm(
         GROUPS=weights.groups_per_tile,
         HAS_SHIFTS=weights.shifts is not None,
         STAGES=shape.stages,
-        ASM=inputs.is_cuda,
+        ASM=is_hopper_or_later(inputs.device),
         num_warps=shape.warps,
     )
     if needs_parts:

@@ -1,14 +1,22 @@
 """What all kernels share: how one follows another on the device."""
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
-def overlaps_launches(device: torch.device) -> bool:
-    """Whether the card can start a kernel while the one before it drains (Hopper and later)."""
+@functools.cache
+def is_hopper_or_later(device: torch.device) -> bool:
+    """Whether the card has compute capability 9.0 or more."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def overlaps_launches(device: torch.device) -> bool:
+    """Whether the card can start a kernel while the one before it drains."""
+    return is_hopper_or_later(device)
 
 
 def launch_options(overlap: bool) -> dict[str, bool]:
