@@ -1,5 +1,6 @@
-"""The same plain-torch path on a GPU: what the CPU says, the GPU says."""
+"""On a GPU, by plain torch and by our kernels: what the CPU says, the GPU says."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ import torch
 from octavo.checkpoint.gguf import GGMLType
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, detect_devices
-from octavo.engine.memory import plan_memory
+from octavo.engine.executor import Executor
+from octavo.engine.executors import choose_executor
+from octavo.engine.kv_groups import kv_groups
+from octavo.engine.memory import MemoryPlan, plan_memory
+from octavo.engine.model_config import ModelConfig, MoEConfig, RopeConfig
 from octavo.engine.model_runner import ModelRunner
 from octavo.engine.models.decoder import build_model
 from octavo.engine.sampler import gumbel_noise
@@ -29,17 +34,29 @@ from tests.support.tiny_decoders import (
 pytestmark = pytest.mark.gpu
 
 
-def generate(device: str, dtype: str = "float32", **sampling: Any) -> list[list[int]]:
+KERNELS, TORCH, CPU = "kernels", "torch", "cpu"
+"""Who computes: our kernels on the GPU, plain torch there, plain torch on the CPU."""
+
+
+def make_executor(kind: str, model_config: ModelConfig, plan: MemoryPlan) -> Executor:
+    model = random_model(model_config, plan)
+    if kind != KERNELS:
+        return TorchExecutor(model, model_config, plan)
+    from octavo.engine.cuda_executor import CudaExecutor
+
+    return CudaExecutor(model, model_config, plan, max_num_seqs=8)
+
+
+def generate(
+    kind: str, dtype: str = "float32", model_config: ModelConfig | None = None, **sampling: Any
+) -> list[list[int]]:
     """Four sequences of unequal length, prefilled in chunks and decoded together."""
-    config = EngineConfig(device=device)
+    config = EngineConfig(device="cpu" if kind == CPU else "cuda", max_num_seqs=8)
+    model_config = model_config or tiny_config(head_dim=16)
     plan = tiny_plan(device=choose_device(config, detect_devices()), dtype=dtype, num_kv_blocks=256)
-    model_config = tiny_config(head_dim=16)
-    runner = ModelRunner(
-        TorchExecutor(random_model(model_config, plan), model_config, plan),
-        model_config,
-        plan,
-        config,
-    )
+    num_groups = len(kv_groups(model_config, plan.max_model_len))
+    plan = dataclasses.replace(plan, num_window_blocks=(256,) * (num_groups - 1))
+    runner = ModelRunner(make_executor(kind, model_config, plan), model_config, plan, config)
     sequences = [
         make_sequence(i, random_tokens(length, i), seed=i, **sampling)
         for i, length in enumerate((3, 40, 17, 90))
@@ -50,8 +67,11 @@ def generate(device: str, dtype: str = "float32", **sampling: Any) -> list[list[
         for sequence in sequences:
             start = sequence.num_computed_tokens
             num_tokens = min(sequence.num_tokens - start, 31 + step)
+            while len(sequence.block_tables) < num_groups:
+                sequence.block_tables.append([])
             while len(sequence.block_table) * plan.block_size < start + num_tokens:
-                sequence.block_table.append(next_block)
+                for table in sequence.block_tables:
+                    table.append(next_block)
                 next_block += 1
             scheduled.append(ScheduledSequence(sequence, start, num_tokens))
         output = runner.execute(ScheduledBatch(tuple(scheduled)))
@@ -62,7 +82,8 @@ def generate(device: str, dtype: str = "float32", **sampling: Any) -> list[list[
     return [sequence.output_token_ids for sequence in sequences]
 
 
-def test_detected_and_planned() -> None:
+@pytest.mark.parametrize("kind", [KERNELS, TORCH])
+def test_detected_and_planned(kind: str) -> None:
     gpu = detect_devices()[0]
     assert gpu.kind == "cuda"
     assert gpu.supported, gpu.reason
@@ -74,7 +95,12 @@ def test_detected_and_planned() -> None:
     model = build_model(SMOLLM2_135M, plan)
     for parameter in model.parameters():
         parameter.fill_(0.01)
-    runner = ModelRunner(TorchExecutor(model, SMOLLM2_135M, plan), SMOLLM2_135M, plan, config)
+    executor = choose_executor(model, SMOLLM2_135M, plan, config)
+    if kind == TORCH:
+        executor = TorchExecutor(model, SMOLLM2_135M, plan)
+    else:
+        assert executor.name == "Triton kernels", executor.reason
+    runner = ModelRunner(executor, SMOLLM2_135M, plan, config)
     sequence = make_sequence(0, [5] * 512, temperature=0)
     sequence.block_table = list(range(1, 33))
     runner.execute(ScheduledBatch((ScheduledSequence(sequence, 0, 512),)))
@@ -82,15 +108,56 @@ def test_detected_and_planned() -> None:
     assert used <= plan.total_bytes
 
 
+@pytest.mark.parametrize("kind", [KERNELS, TORCH])
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {}, {"top_p": 0.8, "top_k": 30}])
-def test_tokens_equal_the_cpus(sampling: dict[str, Any]) -> None:
-    assert generate("cuda", **sampling) == generate("cpu", **sampling)
+def test_tokens_equal_the_cpus(kind: str, sampling: dict[str, Any]) -> None:
+    assert generate(kind, **sampling) == generate(CPU, **sampling)
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "head norms, windows, sinks, caps": {
+        "qk_norm": "head",
+        "windows": (16, None),
+        "has_sinks": True,
+        "attention_softcap": 20.0,
+        "final_softcap": 30.0,
+        "attention_bias": True,
+        "attention_output_bias": True,
+    },
+    "gemma": {
+        "norm_placement": "around",
+        "norm_offset": 1.0,
+        "norm_in_float32": True,
+        "activation": "gelu_tanh",
+        "embedding_scale": 7.0,
+        "tie_word_embeddings": False,
+    },
+    "norms after, joint head norms": {"norm_placement": "after", "qk_norm": "all"},
+    "granite, partial rotation, mlp biases": {
+        "residual_scale": 0.5,
+        "logits_scale": 0.25,
+        "attention_scale": 0.2,
+        "mlp_bias": True,
+        "unrotated_layers": frozenset({1}),
+        "rope": RopeConfig(rotary_dim=8),
+    },
+    "experts": {"moe": MoEConfig(5, 2, 24, shared_intermediate_size=16)},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_variants_equal_the_cpus(variant: str, temperature: float) -> None:
+    model_config = tiny_config(head_dim=16, **VARIANTS[variant])
+    found = generate(KERNELS, model_config=model_config, temperature=temperature)
+    assert found == generate(CPU, model_config=model_config, temperature=temperature)
+
+
+@pytest.mark.parametrize("kind", [KERNELS, TORCH])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_runs(dtype: str) -> None:
-    tokens = generate("cuda", dtype, temperature=0)
-    exact = generate("cuda", "float32", temperature=0)
+def test_half_precision_runs(kind: str, dtype: str) -> None:
+    tokens = generate(kind, dtype, temperature=0)
+    exact = generate(TORCH, "float32", temperature=0)
     assert [len(one) for one in tokens] == [len(one) for one in exact]
     assert sum(a[0] == b[0] for a, b in zip(tokens, exact, strict=True)) >= 3
 

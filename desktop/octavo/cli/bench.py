@@ -9,6 +9,7 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 
+from octavo.cli.dummy_bench import dummy_bench
 from octavo.cli.terminal import ProgressLine, find_model, loaded, make_core, print_table
 from octavo.core import Core
 from octavo.engine.request import RequestMetrics
@@ -41,6 +42,8 @@ class BenchRow:
 
 def bench_verb(options: argparse.Namespace, paths: AppPaths) -> int:
     """`octavo bench [MODEL]`."""
+    if options.dummy_weights:
+        return dummy_bench(options)
     for name in ("prompt_tokens", "output_tokens", "repetitions"):
         if getattr(options, name) < (2 if name == "output_tokens" else 1):
             raise InvalidInputError(f"--{name.replace('_', '-')} is {getattr(options, name)}.")

@@ -3,7 +3,7 @@
 Numpy only. A step's inputs are gathered from the rows; between steps a row grows by what is new.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,24 @@ class StepInputs:
     """Of each KV group."""
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeStep:
+    """A step of one token per sequence, for an executor that keeps block tables on its device.
+
+    It knows them but for what is new: a decode adds at most one block, which comes along.
+    """
+
+    sequences: tuple[ScheduledSequence, ...]
+    packed: IntArray
+    """[3 + num_groups, num_seqs], int32. The sequences' rows; their tokens, or -1 - i for the one
+    chosen at index i in the step before, which only the device knows; their positions; and for
+    each KV group the blocks of these positions."""
+    stale_rows: IntArray
+    """[num_stale], int64: rows whose block tables the device has not, or no longer."""
+    stale_tables: IntArray
+    """[num_groups, num_stale, max_blocks], int32: those tables, as far as they are in use."""
+
+
 class _BlockRows:
     """The block tables of one KV group, a row for each sequence."""
 
@@ -84,6 +102,10 @@ class _BlockRows:
     def clear(self, row: int) -> None:
         self._tables[row, : self._num_blocks[row]] = 0
         self._num_blocks[row] = self._num_dropped[row] = 0
+
+    def tables(self, rows: IntArray, max_blocks: int) -> IntArray:
+        """[num_rows, max_blocks], int32."""
+        return self._tables[rows, :max_blocks]
 
     def gather(
         self, rows: IntArray, max_blocks: int, token_rows: IntArray, positions: IntArray
@@ -125,6 +147,8 @@ class PersistentBatch:
             _BlockRows(max_num_seqs, max_blocks, block_size, window) for window in windows
         ]
         self._num_tokens = [0] * max_num_seqs
+        # Rows that changed in more than the block of their latest position since `prepare_decode`.
+        self._stale_rows: set[int] = set()
         self._free_rows = list(reversed(range(max_num_seqs)))
 
     @property
@@ -136,6 +160,7 @@ class PersistentBatch:
         assert sequence.row is None
         assert self._free_rows
         sequence.row = self._free_rows.pop()
+        self._stale_rows.add(sequence.row)
 
     def remove(self, sequence: Sequence) -> None:
         """Frees a sequence's row; one without a row is left alone."""
@@ -148,12 +173,18 @@ class PersistentBatch:
         self._free_rows.append(row)
         sequence.row = None
 
-    def prepare(self, batch: ScheduledBatch) -> StepInputs:
-        """Brings the rows up to date and gathers one step's inputs from them."""
+    def prepare(self, batch: ScheduledBatch, chosen: Mapping[int, int] | None = None) -> StepInputs:
+        """Brings the rows up to date and gathers one step's inputs from them.
+
+        Args:
+            batch: the step.
+            chosen: as in `prepare_decode`.
+        """
         scheduled = sorted(batch.sequences, key=lambda item: item.num_tokens > 1)
         for item in scheduled:
             self._update_row(item)
         rows = np.array([item.sequence.row for item in scheduled], dtype=np.int64)
+        self._stale_rows.update(rows.tolist())
         starts = np.array([item.start for item in scheduled], dtype=np.int64)
         lengths = np.array([item.num_tokens for item in scheduled], dtype=np.int64)
         cu_seqlens_q = np.zeros(len(scheduled) + 1, dtype=np.int64)
@@ -162,11 +193,17 @@ class PersistentBatch:
         token_rows = np.repeat(rows, lengths)
         positions = np.arange(cu_seqlens_q[-1]) + np.repeat(starts - cu_seqlens_q[:-1], lengths)
         max_blocks = -(-int(context_lens.max()) // self._block_size)
+        token_ids = self._token_ids[token_rows, positions].astype(np.int64)
+        for index, item in enumerate(scheduled):
+            sequence = item.sequence
+            if item.start == sequence.num_tokens:  # only the device knows this token
+                assert chosen is not None
+                token_ids[cu_seqlens_q[index]] = -1 - chosen[sequence.sequence_id]
         samples = np.array([item.needs_sample for item in scheduled], dtype=bool)
         return StepInputs(
             sequences=tuple(scheduled),
             num_decode=int((lengths == 1).sum()),
-            token_ids=self._token_ids[token_rows, positions].astype(np.int64),
+            token_ids=token_ids,
             positions=positions,
             cu_seqlens_q=cu_seqlens_q.astype(np.int32),
             context_lens=context_lens.astype(np.int32),
@@ -174,6 +211,48 @@ class PersistentBatch:
             groups=tuple(
                 group.gather(rows, max_blocks, token_rows, positions) for group in self._groups
             ),
+        )
+
+    def prepare_decode(
+        self, batch: ScheduledBatch, chosen: Mapping[int, int] | None = None
+    ) -> DecodeStep:
+        """Gathers a step of one token per sequence.
+
+        Args:
+            batch: the step.
+            chosen: where the step before chose each sequence's token, by sequence id, if the host
+                does not know the tokens yet.
+        """
+        columns: list[list[int]] = []
+        max_blocks = 1
+        for item in batch.sequences:
+            sequence, start = item.sequence, item.start
+            if sequence.row is None:
+                self.add(sequence)
+            row = sequence.row
+            assert row is not None
+            known = sequence.token_ids
+            if start < len(known):
+                token_id = known[start]
+            else:
+                assert chosen is not None
+                token_id = -1 - chosen[sequence.sequence_id]
+            index = start // self._block_size
+            max_blocks = max(max_blocks, index + 1)
+            column = [row, token_id, start]
+            for group, table in zip(self._groups, sequence.block_tables, strict=True):
+                group.update(row, table, start)
+                column.append(table[index])
+            columns.append(column)
+        stale = self._stale_rows.intersection(column[0] for column in columns)
+        self._stale_rows -= stale
+        stale_rows = np.array(sorted(stale), dtype=np.int64)
+        tables = [group.tables(stale_rows, max_blocks) for group in self._groups]
+        return DecodeStep(
+            sequences=batch.sequences,
+            packed=np.array(columns, dtype=np.int32).T,
+            stale_rows=stale_rows,
+            stale_tables=np.stack(tables),
         )
 
     def _update_row(self, item: ScheduledSequence) -> None:

@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 from octavo.engine.block_pool import NULL_BLOCK, BlockPool
 from octavo.engine.kv_groups import first_visible_block, most_window_blocks
-from octavo.engine.sequence import Sequence
+from octavo.engine.sequence import ScheduledSequence, Sequence
 
 _HASH_BYTES = 32
 
@@ -93,6 +93,11 @@ class BlockManager:
     def windows(self) -> tuple[int | None, ...]:
         """Of each group."""
         return tuple(group.window for group in self._groups)
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether some layers see only the last tokens."""
+        return bool(self._windowed)
 
     @property
     def num_blocks(self) -> int:
@@ -195,6 +200,29 @@ class BlockManager:
                 table.append(group.pool.take())
         return True
 
+    def extend(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Takes the block of a decode's next token while the step before it still runs.
+
+        Args:
+            sequence: the step that runs computes its last known token.
+            num_tokens: with the tokens that are not known yet.
+
+        Returns:
+            Whether there was a block in every group; if not, those taken stay with the sequence,
+            which needs them all the same when the step is over.
+        """
+        for group, table in zip(self._groups, sequence.block_tables, strict=True):
+            if group.window is not None:
+                group.drop_unseen(table, num_tokens - 1)
+            if len(table) * self.block_size >= num_tokens:
+                if group.pool.is_shared(table[-1]):
+                    return False
+                continue
+            if group.pool.num_free_blocks == 0:
+                return False
+            table.append(group.pool.take())
+        return True
+
     def free(self, sequence: Sequence) -> None:
         """Gives up the sequence's blocks and forgets what it computed."""
         for group, table in zip(self._groups, sequence.block_tables, strict=False):
@@ -216,6 +244,24 @@ class BlockManager:
             block_hash = self._block_hash(sequence, index)
             for group, table in zip(self._groups, sequence.block_tables, strict=True):
                 group.pool.offer(table[index], block_hash)
+
+    def blocks_under_way(self, scheduled: ScheduledSequence) -> set[bytes]:
+        """The hashes of the blocks of a prompt that a step makes full."""
+        sequence = scheduled.sequence
+        if not self._enable_prefix_caching or scheduled.num_tokens == 1:
+            return set()
+        first = scheduled.start // self.block_size
+        last = (scheduled.start + scheduled.num_tokens) // self.block_size
+        return {self._block_hash(sequence, index) for index in range(first, last)}
+
+    def next_shared(self, sequence: Sequence) -> bytes | None:
+        """The hash of the first full block of a waiting sequence that the prefix cache lacks."""
+        if not self._enable_prefix_caching or not sequence.use_prefix_cache:
+            return None
+        index = self._num_cached_blocks(sequence)
+        if (index + 1) * self.block_size > sequence.num_tokens:
+            return None
+        return self._block_hash(sequence, index)
 
     def take_copies(self) -> tuple[tuple[int, int, int], ...]:
         """Returns the (group, source, destination) copies of the step just scheduled, once.
@@ -303,11 +349,16 @@ class BlockManager:
         Cryptographic, because a collision would show one prompt's content to another.
         """
         hashes = sequence.block_hashes
-        while len(hashes) <= index:
-            start = len(hashes) * self.block_size
-            token_ids = sequence.token_ids[start : start + self.block_size]
+        if len(hashes) <= index:
+            # All that are missing are packed at once: a prompt has many blocks.
+            first = len(hashes) * self.block_size
+            token_ids = sequence.token_ids[first : (index + 1) * self.block_size]
+            packed = struct.pack(f"<{len(token_ids)}Q", *token_ids)
             parent = hashes[-1] if hashes else _hash(sequence.cache_salt.encode())
-            hashes.append(_hash(parent + struct.pack(f"<{len(token_ids)}Q", *token_ids)))
+            block_bytes = 8 * self.block_size
+            for start in range(0, len(packed), block_bytes):
+                parent = _hash(parent + packed[start : start + block_bytes])
+                hashes.append(parent)
         return hashes[index]
 
 

@@ -3,9 +3,9 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from octavo.engine.block_manager import BlockManager
 from octavo.engine.detokenizer import IncrementalDetokenizer
@@ -33,6 +33,24 @@ class Runner(Protocol):
 
     def release(self, sequence: TokenSequence) -> None:
         """Frees what the runner keeps for a sequence that finished or was preempted."""
+
+
+class LaunchedStep(Protocol):
+    """A step that runs on a device."""
+
+    def result(self) -> StepOutput:
+        """Waits for it."""
+
+
+@runtime_checkable
+class LaunchingRunner(Runner, Protocol):
+    """A runner that can begin a step before it knows the tokens of the one that runs."""
+
+    def launch(self, batch: ScheduledBatch) -> LaunchedStep | None:
+        """Begins a step; None, and nothing is done, if the host has a part in sampling it."""
+
+    def launch_following(self, batch: ScheduledBatch) -> LaunchedStep:
+        """Begins the step after the one launched last, as `schedule_following` planned it."""
 
 
 @dataclass(slots=True)
@@ -74,6 +92,9 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner = runner
+        self._launcher = runner if isinstance(runner, LaunchingRunner) else None
+        # The step that was begun before the results of the one before it were in.
+        self._ahead: tuple[ScheduledBatch, LaunchedStep] | None = None
         self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._block_manager = block_manager
@@ -137,6 +158,7 @@ class Engine:
 
         After a failed step the cache may hold blocks that were only half written.
         """
+        self._ahead = None
         deltas: list[GenerationDelta] = []
         for request_id, running in tuple(self._running.items()):
             self._running.pop(request_id)
@@ -150,7 +172,15 @@ class Engine:
         return deltas
 
     def step(self) -> list[GenerationDelta]:
-        """Schedules, runs and samples one batch."""
+        """Schedules, runs and samples one batch.
+
+        Where the runner's device chooses tokens by itself, the next step is begun before this
+        one's tokens are read: the device goes on while the host does the rest.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and not all(one.sequence.is_finished for one in ahead[0].sequences):
+            batch, launched = ahead
+            return self._take(batch, self._await(batch, launched))
         batch = self._scheduler.schedule()
         for sequence in (*batch.preempted, *batch.finished):
             self._runner.release(sequence)
@@ -158,10 +188,27 @@ class Engine:
         if not batch.sequences:
             return deltas
         self._note_scheduled(batch)
-        output = self._runner.execute(batch)
+        begun = None if self._launcher is None else self._launcher.launch(batch)
+        output = self._runner.execute(batch) if begun is None else self._await(batch, begun)
+        return deltas + self._take(batch, output)
+
+    def _await(self, batch: ScheduledBatch, launched: LaunchedStep) -> StepOutput:
+        """Begins the step after a launched one, if it can be planned, then waits for this one."""
+        following = self._scheduler.schedule_following(batch)
+        if following is not None:
+            assert self._launcher is not None
+            self._note_scheduled(following)
+            self._ahead = following, self._launcher.launch_following(following)
+        return launched.result()
+
+    def _take(self, batch: ScheduledBatch, output: StepOutput) -> list[GenerationDelta]:
+        """Hands out what a step computed."""
         self._scheduler.update(batch, output.tokens)
         self._num_steps += 1
+        deltas = []
         for scheduled in batch.sequences:
+            if scheduled.sequence.is_finished:  # it ended while the step ran
+                continue
             delta = self._advance(scheduled, output)
             if delta is not None:
                 deltas.append(delta)
@@ -353,10 +400,12 @@ def _completion_seed(seed: int, index: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _check_token_ids(name: str, token_ids: Sequence[int] | Iterable[int], vocab_size: int) -> None:
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidRequestError(
-                f"{name} holds {token_id}; this model's token ids go from 0 to {vocab_size - 1}.",
-                field=name,
-            )
+def _check_token_ids(name: str, token_ids: Collection[int], vocab_size: int) -> None:
+    # Both at the speed of C: a prompt may have a hundred thousand tokens.
+    if not token_ids or (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        return
+    outside = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+    raise InvalidRequestError(
+        f"{name} holds {outside}; this model's token ids go from 0 to {vocab_size - 1}.",
+        field=name,
+    )

@@ -1,11 +1,11 @@
 """`Executor`: the forward pass of one model over a KV cache of its own, whoever computes it."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
-from octavo.engine.batch import StepInputs
+from octavo.engine.batch import DecodeStep, StepInputs
 
 
 class Executor(Protocol):
@@ -41,4 +41,36 @@ class Executor(Protocol):
         """[num_rows, hidden_size], as `forward` gave them, to [num_rows, vocab_size], float32.
 
         The result is valid until the next call, and may be changed in place.
+        """
+
+
+class SampledLater(Protocol):
+    """Tokens that a device is choosing."""
+
+    def token_ids(self) -> list[int]:
+        """Waits for them; below 0 where a row's logits are not finite."""
+
+
+@runtime_checkable
+class DeviceExecutor(Executor, Protocol):
+    """An executor on a device that works while the host goes on.
+
+    Steps run in the order in which they were asked for, and nothing here waits for the device.
+    """
+
+    def forward_sampled(self, inputs: StepInputs) -> torch.Tensor:
+        """As `forward`, for the rows that are sampled from: [num_sampled, hidden_size]."""
+
+    def decode(self, step: DecodeStep) -> torch.Tensor:
+        """As `forward`, for steps of one token per sequence."""
+
+    def choose(
+        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
+    ) -> SampledLater:
+        """Chooses a token per row on the device: the likeliest, or one drawn at a temperature.
+
+        Args:
+            hidden: [num_rows, hidden_size], as `forward` or `decode` gave them.
+            temperatures: of each row; 0: the likeliest.
+            keys: of each row's noise, 64 bits.
         """

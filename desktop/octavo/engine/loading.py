@@ -13,6 +13,7 @@ from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, default_cpu_threads, detect_devices
 from octavo.engine.engine import Engine
 from octavo.engine.executor import Executor
+from octavo.engine.executors import choose_executor
 from octavo.engine.kv_groups import kv_groups
 from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryPlan
@@ -21,7 +22,7 @@ from octavo.engine.model_runner import ModelRunner
 from octavo.engine.models.decoder import Decoder, build_model
 from octavo.engine.planning import kernel_forms, plan_load
 from octavo.engine.scheduler import Scheduler
-from octavo.engine.torch_executor import TorchExecutor
+from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.weights.load import load_weights
 from octavo.jobs import JobControl, Progress
 
@@ -50,6 +51,28 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
     model = build_model(model_config, plan)
     load_weights(model, header, model_config, control)
     executor = _make_executor(model, model_config, plan, config, control)
+    engine = assemble_engine(executor, tokenizer, model_config, plan, config)
+    report = LoadReport(
+        plan=plan,
+        load_s=time.perf_counter() - started_at,
+        resident_growth_bytes=psutil.Process().memory_info().rss - rss_before,
+        executor=executor.name,
+        executor_reason=" ".join(filter(None, (plan.why_not_kernels, executor.reason))),
+        weights_note=_weights_note(model_config, plan),
+        left_out_note=header.left_out,
+    )
+    logger.info("Loaded %s in %.2f s on %s", path.name, report.load_s, plan.device.name)
+    return engine, report
+
+
+def assemble_engine(
+    executor: Executor,
+    tokenizer: Tokenizer,
+    model_config: ModelConfig,
+    plan: MemoryPlan,
+    config: EngineConfig,
+) -> Engine:
+    """Puts scheduler, runner and blocks around an executor."""
     runner = ModelRunner(
         executor, model_config, plan, config, stop_token_ids=tokenizer.stop_token_ids
     )
@@ -66,18 +89,7 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
     )
-    engine = Engine(runner, tokenizer, scheduler, block_manager, max_model_len=plan.max_model_len)
-    report = LoadReport(
-        plan=plan,
-        load_s=time.perf_counter() - started_at,
-        resident_growth_bytes=psutil.Process().memory_info().rss - rss_before,
-        executor=executor.name,
-        executor_reason=" ".join(filter(None, (plan.why_not_kernels, executor.reason))),
-        weights_note=_weights_note(model_config, plan),
-        left_out_note=header.left_out,
-    )
-    logger.info("Loaded %s in %.2f s on %s", path.name, report.load_s, plan.device.name)
-    return engine, report
+    return Engine(runner, tokenizer, scheduler, block_manager, max_model_len=plan.max_model_len)
 
 
 def _prepare_kernels(header: CheckpointHeader, config: EngineConfig, control: JobControl) -> None:
@@ -99,7 +111,7 @@ def _make_executor(
 ) -> Executor:
     if not plan.uses_kernels:
         control.report(Progress("Preparing the KV cache"))
-        return TorchExecutor(model, model_config, plan)
+        return choose_executor(model, model_config, plan, config)
     from octavo.engine.cpu_executor import CPUExecutor
 
     control.report(Progress("Arranging the weights for the processor"))

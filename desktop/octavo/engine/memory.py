@@ -4,6 +4,7 @@ import dataclasses
 import operator
 from dataclasses import dataclass
 
+from octavo.checkpoint.weight_format import Layout
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
 from octavo.engine.kv_groups import KVGroup, kv_groups, most_window_blocks, num_blocks_for
@@ -31,6 +32,7 @@ UNPACKED_DEVICE_SLAB_ELEMENTS = 2**23
 """The same on an accelerator, where few large steps are faster."""
 PROMPT_LOGPROB_ROWS = 64
 """Prompt positions projected onto the vocabulary at a time."""
+_INTEGER_LAYOUTS = (Layout.PACKED_INTEGERS, Layout.GPTQ, Layout.AWQ)
 SAMPLED_ROWS = 4
 """Sequences that draw a random token at a time."""
 _UNPACKING_BYTES_PER_ELEMENT = 36
@@ -40,6 +42,10 @@ _LIBRARY_BYTES = 48 * 2**20
 """What torch and its matrix libraries keep for themselves once they have run."""
 
 _WEIGHTS, _UNPACKED_WEIGHTS = "Weights", "Unpacked weights"
+_GRAPH_BYTES = 8 * 2**20
+"""What the driver keeps for one captured step."""
+_CAPTURE_LIBRARY_BYTES = 64 * 2**20
+"""The matrix libraries' workspace on the stream that steps are captured on."""
 
 _GIB = 2**30
 
@@ -125,13 +131,22 @@ class MemoryPlan:
         )
 
 
+def decode_graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
+    """Rows of the decode steps that are captured; a step takes the next larger size.
+
+    Close together where a row costs time, further apart where the weights' reading hides it.
+    """
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 32), *range(256, max_num_seqs, 64)]
+    return *(size for size in sizes if size < max_num_seqs), max_num_seqs
+
+
 def plan_memory(model: ModelConfig, config: EngineConfig, device: Device) -> MemoryPlan:
     """Plans a load: data type, how the weights lie, size of the KV cache, and the sum of it all.
 
     The plan may not fit; `fits` says so, and `remedies` what would help.
     """
     plan = None
-    for keeps_packed in _packings(config):
+    for keeps_packed in _packings(model, config, device):
         for dtype in _dtypes(config, device):
             plan = _plan_in(dtype, model, config, device, keeps_packed=keeps_packed)
             if _has_room(plan, config):
@@ -141,15 +156,29 @@ def plan_memory(model: ModelConfig, config: EngineConfig, device: Device) -> Mem
     return plan if plan.fits else dataclasses.replace(plan, remedies=_remedies(plan, model, config))
 
 
-def _packings(config: EngineConfig) -> tuple[bool, ...]:
+def _packings(model: ModelConfig, config: EngineConfig, device: Device) -> tuple[bool, ...]:
     """Whether to keep the weights packed, what is better first.
 
     Plain torch unpacks a packed matrix anew each time it multiplies, which takes several times as
-    long as the product. So unpacked weights are better wherever there is room for them.
+    long as the product. So unpacked weights are better wherever there is room for them, but for
+    those in four bits that a GPU's kernels multiply by as they are.
     """
     if config.weights == "auto":
-        return (False, True)
+        return (True, False) if _has_gpu_kernels(model, device) else (False, True)
     return (config.weights == "packed",)
+
+
+def _has_gpu_kernels(model: ModelConfig, device: Device) -> bool:
+    linear = None if model.weight_format is None else model.weight_format.default
+    if device.kind != "cuda" or linear is None:
+        return False
+    if device.compute_capability is not None and device.compute_capability < (8, 0):
+        return False
+    return (
+        linear.layout in _INTEGER_LAYOUTS
+        and linear.bits == 4
+        and linear.group_size in (32, 64, 128)
+    )
 
 
 def _dtypes(config: EngineConfig, device: Device) -> tuple[str, ...]:
@@ -200,11 +229,12 @@ def _plan_in(
         f" and {config.max_num_seqs} sequences"
         + (", and the part of a matrix that is unpacked" if stored else ""),
     )
+    graphs = _graphs(model, config, element_bytes) if device.kind == "cuda" else ()
     reserve = _reserve(device)
     groups = kv_groups(model, max_model_len)
     kv_dtype = dtype if config.kv_dtype == "auto" else config.kv_dtype
     block_bytes = [_block_bytes(model, group, config.block_size, kv_dtype) for group in groups]
-    fixed_bytes = sum(item.num_bytes for item in (*weights, workspace, reserve))
+    fixed_bytes = sum(item.num_bytes for item in (*weights, workspace, *graphs, reserve))
     rest_bytes = device.free_bytes - fixed_bytes
     num_blocks = _num_blocks(config, device, groups, max_model_len, rest_bytes, block_bytes)
     kv_cache = MemoryItem(
@@ -216,7 +246,7 @@ def _plan_in(
     return MemoryPlan(
         device=device,
         dtype=dtype,
-        items=(*weights, kv_cache, workspace, reserve),
+        items=(*weights, kv_cache, workspace, *graphs, reserve),
         num_kv_blocks=num_blocks[0],
         block_size=config.block_size,
         max_model_len=max_model_len,
@@ -310,6 +340,18 @@ def _kv_detail(
             tokens += f" for {len(group.layers)} layers that see {group.window:,}"
         parts.append(tokens)
     return f"{' and '.join(parts)}, in blocks of {block_size} and {kv_dtype}"
+
+
+def _graphs(model: ModelConfig, config: EngineConfig, element_bytes: int) -> tuple[MemoryItem]:
+    """What decode steps that are captured beforehand keep."""
+    sizes = decode_graph_sizes(config.max_num_seqs)
+    qkv_size = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    row_elements = 6 * model.hidden_size + 2 * qkv_size + 3 * model.intermediate_size
+    # The smaller steps use the memory of the largest.
+    buffers = config.max_num_seqs * (row_elements + model.vocab_size) * element_bytes
+    num_bytes = buffers + len(sizes) * _GRAPH_BYTES + _CAPTURE_LIBRARY_BYTES
+    detail = f"decode steps of {len(sizes)} sizes, up to {config.max_num_seqs} sequences"
+    return (MemoryItem("CUDA graphs", num_bytes, detail),)
 
 
 def _reserve(device: Device) -> MemoryItem:

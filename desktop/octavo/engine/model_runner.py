@@ -6,12 +6,12 @@ import torch
 
 from octavo.engine.batch import PersistentBatch, StepInputs
 from octavo.engine.config import EngineConfig
-from octavo.engine.executor import Executor
+from octavo.engine.executor import DeviceExecutor, Executor, SampledLater
 from octavo.engine.kv_groups import kv_groups
 from octavo.engine.memory import PROMPT_LOGPROB_ROWS, MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.request import TokenLogprob
-from octavo.engine.sampler import Sampler, gather_logprobs
+from octavo.engine.sampler import Sampler, gather_logprobs, noise_key, not_finite_error
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, StepOutput
 from octavo.engine.sequence import Sequence as TokenSequence
 
@@ -36,6 +36,9 @@ class ModelRunner:
         stop_token_ids: the model's own, which `min_tokens` holds back.
         """
         self._executor = executor
+        self._device_executor = executor if isinstance(executor, DeviceExecutor) else None
+        # Where the step launched last chose each sequence's token.
+        self._chosen: dict[int, int] = {}
         self._batch = PersistentBatch(
             config.max_num_seqs,
             plan.max_model_len,
@@ -56,6 +59,9 @@ class ModelRunner:
         self._executor.copy_blocks(batch.block_copies)
         if not batch.sequences:
             return StepOutput(tokens={})
+        if self._device_executor is not None and _is_decode(batch):
+            hidden = self._device_executor.decode(self._batch.prepare_decode(batch))
+            return self._sample(hidden, [item.sequence for item in batch.sequences])
         inputs = self._batch.prepare(batch)
         hidden = self._executor.forward(inputs)
         prompt_logprobs = self._prompt_logprobs(inputs, hidden)
@@ -63,7 +69,60 @@ class ModelRunner:
         if not sampling:
             return StepOutput(tokens={}, prompt_logprobs=prompt_logprobs)
         rows = torch.from_numpy(inputs.logits_indices).to(hidden.device)
-        logits = self._executor.compute_logits(hidden[rows])
+        return self._sample(hidden[rows], sampling, prompt_logprobs)
+
+    @torch.inference_mode()
+    def launch(self, batch: ScheduledBatch) -> "LaunchedSampling | None":
+        """Begins a step whose tokens the device chooses by itself; None: it cannot."""
+        executor = self._device_executor
+        if executor is None or not all(item.sequence.is_plain for item in batch.sequences):
+            return None
+        if not any(item.needs_sample for item in batch.sequences):
+            return None
+        for sequence in (*batch.preempted, *batch.finished):
+            self.release(sequence)
+        executor.copy_blocks(batch.block_copies)
+        return self._launch(executor, batch)
+
+    @torch.inference_mode()
+    def launch_following(self, batch: ScheduledBatch) -> "LaunchedSampling":
+        """Begins the step after the one launched last, whose tokens only the device knows."""
+        assert self._device_executor is not None
+        self._device_executor.copy_blocks(batch.block_copies)
+        return self._launch(self._device_executor, batch)
+
+    def _launch(self, executor: DeviceExecutor, batch: ScheduledBatch) -> "LaunchedSampling":
+        if _is_decode(batch):
+            hidden = executor.decode(self._batch.prepare_decode(batch, self._chosen))
+            return self._choose(executor, hidden, batch.sequences)
+        inputs = self._batch.prepare(batch, self._chosen)
+        sampling = [item for item in inputs.sequences if item.needs_sample]
+        return self._choose(executor, executor.forward_sampled(inputs), sampling)
+
+    def _choose(
+        self,
+        executor: DeviceExecutor,
+        hidden: torch.Tensor,
+        sampling: Sequence[ScheduledSequence],
+    ) -> "LaunchedSampling":
+        temperatures = [item.sequence.sampling_params.temperature for item in sampling]
+        keys = [
+            noise_key(item.sequence.seed, item.start + item.num_tokens) if temperature else 0
+            for item, temperature in zip(sampling, temperatures, strict=True)
+        ]
+        chosen = executor.choose(hidden, temperatures, keys)
+        sequence_ids = [item.sequence.sequence_id for item in sampling]
+        self._chosen = {sequence_id: index for index, sequence_id in enumerate(sequence_ids)}
+        return LaunchedSampling(sequence_ids, chosen)
+
+    def _sample(
+        self,
+        hidden: torch.Tensor,
+        sampling: Sequence[TokenSequence],
+        prompt_logprobs: dict[int, list[TokenLogprob]] | None = None,
+    ) -> StepOutput:
+        """Chooses a token for each row of hidden states, with the host's part in it."""
+        logits = self._executor.compute_logits(hidden)
         sampled = self._sampler.sample(logits, sampling)
         return StepOutput(
             tokens={
@@ -73,7 +132,7 @@ class ModelRunner:
             logprobs={
                 sampling[row].sequence_id: logprob for row, logprob in sampled.logprobs.items()
             },
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=prompt_logprobs or {},
         )
 
     def release(self, sequence: TokenSequence) -> None:
@@ -106,3 +165,27 @@ class ModelRunner:
         logprobs = self._executor.compute_logits(hidden).log_softmax(-1)
         next_ids = item.sequence.token_ids[position + 1 : position + 1 + len(hidden)]
         return gather_logprobs(logprobs, next_ids, [num_top] * len(hidden))
+
+
+class LaunchedSampling:
+    """A step whose tokens a device is choosing."""
+
+    def __init__(self, sequence_ids: list[int], chosen: SampledLater) -> None:
+        self._sequence_ids = sequence_ids
+        self._chosen = chosen
+
+    def result(self) -> StepOutput:
+        """Waits for the tokens.
+
+        Raises:
+            EngineError: the model returned logits that are not finite.
+        """
+        token_ids = self._chosen.token_ids()
+        if min(token_ids) < 0:
+            raise not_finite_error()
+        return StepOutput(tokens=dict(zip(self._sequence_ids, token_ids, strict=True)))
+
+
+def _is_decode(batch: ScheduledBatch) -> bool:
+    """Whether every sequence computes the one token that its next is sampled from."""
+    return all(item.num_tokens == 1 and item.needs_sample for item in batch.sequences)

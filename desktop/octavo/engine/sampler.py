@@ -62,11 +62,7 @@ class Sampler:
         best = logits.max(-1)
         # A row with any NaN has NaN as its maximum; one with an infinity cannot be normalised.
         if not bool(best.values.isfinite().all()):
-            raise EngineError(
-                "The model returned logits that are not finite numbers.",
-                hint="The file may be damaged; remove the model and download it again. If dtype is"
-                " float16, try bfloat16 or float32.",
-            )
+            raise not_finite_error()
         token_ids: list[int] = best.indices.tolist()
         # Apart, for truncation would sort the vocabulary for a row that keeps all of it.
         whole = [row for row, one in enumerate(params) if not (one.is_greedy or one.truncates)]
@@ -102,10 +98,19 @@ class Sampler:
         thresholds = [_xtc_threshold(sequence) for sequence in sequences]
         if min(thresholds) < 1.0:
             exclude_top_choices(scores, token_ids, thresholds, self._stop_token_ids)
-        keys = [_noise_key(sequence.seed, sequence.num_tokens) for sequence in sequences]
+        keys = [noise_key(sequence.seed, sequence.num_tokens) for sequence in sequences]
         best = scores.add_(gumbel_noise(keys, token_ids)).argmax(-1, keepdim=True)
         drawn: list[int] = token_ids.expand(len(keys), -1).gather(-1, best).flatten().tolist()
         return drawn
+
+
+def not_finite_error() -> EngineError:
+    """The error for logits that are NaN or infinite."""
+    return EngineError(
+        "The model returned logits that are not finite numbers.",
+        hint="The file may be damaged; remove the model and download it again. If dtype is"
+        " float16, try bfloat16 or float32.",
+    )
 
 
 def gather_logprobs(
@@ -138,7 +143,7 @@ def _xtc_threshold(sequence: TokenSequence) -> float:
     params = sequence.sampling_params
     if params.xtc_probability == 0.0:
         return 1.0
-    coin = _noise_key(sequence.seed ^ _XTC_STREAM, sequence.num_tokens) / 2**64
+    coin = noise_key(sequence.seed ^ _XTC_STREAM, sequence.num_tokens) / 2**64
     return params.xtc_threshold if coin < params.xtc_probability else 1.0
 
 
@@ -171,7 +176,7 @@ def gumbel_noise(keys: Sequence[int], token_ids: torch.Tensor) -> torch.Tensor:
     return noise.float()
 
 
-def _noise_key(seed: int, position: int) -> int:
+def noise_key(seed: int, position: int) -> int:
     """Mixes both, so that neighbouring seeds and positions have unrelated streams."""
     key = seed & (2**64 - 1)
     for value in (0x9E3779B97F4A7C15, position):

@@ -181,6 +181,17 @@ class SamplingParams:
         )
 
     @property
+    def is_plain(self) -> bool:
+        """Whether a token is chosen from its logits and the temperature alone."""
+        return not (
+            self.changes_logits
+            or self.truncates
+            or self.xtc_probability > 0.0
+            or self.logprobs is not None
+            or self.prompt_logprobs is not None
+        )
+
+    @property
     def truncates(self) -> bool:
         """Whether top_k, top_p or min_p leave candidates out."""
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0

@@ -1,7 +1,7 @@
 """Decides which sequences compute how many tokens in the next step."""
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from octavo.engine.block_manager import BlockManager
 from octavo.engine.request import FinishReason
@@ -114,12 +114,8 @@ class Scheduler:
                 scheduled.append(_schedule_tokens(sequence, budget))
                 budget -= scheduled[-1].num_tokens
 
-        held: list[Sequence] = []
-        while budget > 0 and not preempted and (newcomer := self._admit_next(held)) is not None:
-            scheduled.append(_schedule_tokens(newcomer, budget))
-            budget -= scheduled[-1].num_tokens
-        for sibling in held:
-            self._enqueue(sibling)
+        if not preempted:
+            self._admit(scheduled, budget, set())
 
         return ScheduledBatch(
             sequences=tuple(scheduled),
@@ -127,6 +123,72 @@ class Scheduler:
             preempted=tuple(preempted),
             finished=tuple(finished),
         )
+
+    def schedule_following(self, batch: ScheduledBatch) -> ScheduledBatch | None:
+        """Plans the step after one that still runs, whose tokens nobody knows yet.
+
+        Every sequence that runs goes on, but for those that are certain to end with the step that
+        runs; whoever turns out to have ended computes one token that nobody takes. Then others
+        start, as in `schedule`, as long as a device can choose their tokens.
+
+        Args:
+            batch: the step that runs; it samples on the device.
+
+        Returns:
+            None if the next step has to wait for this one: somebody would be preempted, or the
+            host has a part in choosing the tokens of whoever starts next.
+        """
+        has_windows = self._block_manager.has_windows
+        head = self._first_waiting()
+        has_room = len(self._running) < self._max_num_seqs
+        # Windows are kept by what is computed, which is not noted down yet.
+        if head is not None and has_room and (has_windows or not head.is_plain):
+            return None
+        budget = self._max_num_batched_tokens
+        decodes: list[ScheduledSequence] = []
+        prompts: list[ScheduledSequence] = []
+        num_live = 0
+        for item in batch.sequences:
+            sequence, position = item.sequence, item.start + item.num_tokens
+            if sequence.is_finished:
+                continue
+            num_live += 1
+            if position < sequence.num_tokens:
+                if has_windows:
+                    return None
+                prompts.append(
+                    ScheduledSequence(sequence, position, sequence.num_tokens - position)
+                )
+            elif self._ends_at(sequence, position + 1):
+                continue
+            elif self._block_manager.extend(sequence, position + 1):
+                decodes.append(ScheduledSequence(sequence, position, 1))
+            else:
+                return None
+        if num_live < len(self._running) or len(decodes) >= budget:
+            return None
+        scheduled = decodes
+        budget -= len(decodes)
+        for item in prompts:
+            num_tokens = min(item.num_tokens, budget)
+            if num_tokens == 0:
+                return None
+            scheduled.append(ScheduledSequence(item.sequence, item.start, num_tokens))
+            budget -= num_tokens
+        if head is not None and not has_windows:
+            under_way = set().union(*map(self._block_manager.blocks_under_way, batch.sequences))
+            self._admit(scheduled, budget, under_way, plain_only=True)
+        if not scheduled:
+            return None
+        return ScheduledBatch(tuple(scheduled), block_copies=self._block_manager.take_copies())
+
+    def _ends_at(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether a sequence of so many tokens is over, whatever they are."""
+        limit = sequence.sampling_params.max_tokens
+        if limit is not None and num_tokens - sequence.num_prompt_tokens >= limit:
+            return True
+        capacity = self._block_manager.capacity_tokens
+        return num_tokens >= self._max_model_len or num_tokens > capacity
 
     def update(self, batch: ScheduledBatch, sampled: Mapping[int, int]) -> None:
         """Takes in what a step computed.
@@ -209,32 +271,72 @@ class Scheduler:
         sequence.status = SequenceStatus.PREEMPTED
         self._enqueue(sequence)
 
-    def _admit_next(self, held: list[Sequence]) -> Sequence | None:
-        """Starts the best waiting sequence; None if there is none or it has to wait.
+    def _admit(
+        self,
+        scheduled: list[ScheduledSequence],
+        budget: int,
+        under_way: set[bytes],
+        *,
+        plain_only: bool = False,
+    ) -> None:
+        """Starts waiting sequences with what is left of a step's budget.
 
-        Nobody overtakes it, or a long prompt would wait for ever while short ones slip in. Only
-        siblings whose parent is about to be ready step aside, into `held`.
+        Args:
+            scheduled: what the step does already; is added to.
+            budget: tokens left.
+            under_way: hashes of blocks that a step before this one is computing.
+            plain_only: stops at the first whose tokens a device cannot choose.
         """
-        sequence = self._peek_waiting(held)
-        if sequence is None or len(self._running) == self._max_num_seqs:
-            return None
+        held: list[Sequence] = []
+        if self._waiting:
+            under_way = under_way.union(*map(self._block_manager.blocks_under_way, scheduled))
+        while budget > 0:
+            newcomer = self._peek_waiting(held, under_way)
+            if newcomer is None or (plain_only and not newcomer.is_plain):
+                break
+            if not self._start(newcomer):
+                break
+            scheduled.append(_schedule_tokens(newcomer, budget))
+            budget -= scheduled[-1].num_tokens
+            if self._waiting:
+                under_way |= self._block_manager.blocks_under_way(scheduled[-1])
+        for one in held:
+            self._enqueue(one)
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Starts the sequence at the head of the waiting, if there is room for it."""
+        if len(self._running) == self._max_num_seqs:
+            return False
         # One block in reserve for each running sequence, or it would soon preempt the newcomer.
         if not self._block_manager.admit(sequence, reserve=len(self._running)):
-            return None
+            return False
         heapq.heappop(self._waiting)
         if sequence.status is SequenceStatus.WAITING:
             sequence.num_cached_tokens = sequence.num_computed_tokens
         sequence.status = SequenceStatus.RUNNING
         self._running[sequence.sequence_id] = sequence
-        return sequence
+        return True
 
-    def _peek_waiting(self, held: list[Sequence]) -> Sequence | None:
+    def _first_waiting(self) -> Sequence | None:
         while self._waiting:
             sequence = self._waiting[0][-1]
             if not sequence.is_finished:
-                if not sequence.waits_for_parent:
-                    return sequence
-                held.append(sequence)
+                return sequence
+            heapq.heappop(self._waiting)
+        return None
+
+    def _peek_waiting(self, held: list[Sequence], under_way: Set[bytes]) -> Sequence | None:
+        """The best waiting sequence; None if there is none.
+
+        Nobody overtakes it, or a long prompt would wait for ever while short ones slip in. Only
+        those for whom something is about to be ready step aside, into `held`: siblings, whose
+        parent's prompt it is, and whoever begins with blocks that are being computed.
+        """
+        while (sequence := self._first_waiting()) is not None:
+            gains = under_way and self._block_manager.next_shared(sequence) in under_way
+            if not sequence.waits_for_parent and not gains:
+                return sequence
+            held.append(sequence)
             heapq.heappop(self._waiting)
         return None
 

@@ -143,6 +143,12 @@ class Sequence:
         """Whether waiting saves computing the prompt: the parent lives and will be ready."""
         return self.parent is not None and not self.parent.is_finished and not self.parent.can_fork
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the next token is chosen from its logits and the temperature alone."""
+        params = self.sampling_params
+        return params.is_plain and self.num_output_tokens >= params.min_tokens
+
     def append_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)
 
@@ -157,8 +163,11 @@ class ScheduledSequence:
 
     @property
     def needs_sample(self) -> bool:
-        """Whether the step reaches the last known token; read it before another is appended."""
-        return self.start + self.num_tokens == self.sequence.num_tokens
+        """Whether the step reaches the last known token; read it before another is appended.
+
+        It may reach beyond, to one that the step before it is choosing.
+        """
+        return self.start + self.num_tokens >= self.sequence.num_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,16 @@ class TorchExecutor:
 
     name = "plain torch"
 
-    def __init__(self, model: Decoder, config: ModelConfig, plan: MemoryPlan) -> None:
+    def __init__(
+        self, model: Decoder, config: ModelConfig, plan: MemoryPlan, *, reason: str = ""
+    ) -> None:
         """Allocates the KV cache.
 
         Args:
             model: loaded, as `build_model` made it for the same plan.
             config: the model's numbers.
             plan: says device, data type and the size of the cache.
+            reason: why this executor was chosen; empty: the attention backend's reason.
 
         Raises:
             InsufficientMemoryError: the cache could not be allocated.
@@ -44,11 +47,12 @@ class TorchExecutor:
             device=self._device,
         )
         self._block_size = plan.block_size
-        self._backend, self.reason = choose_attention_backend(
+        self._backend, backend_reason = choose_attention_backend(
             num_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             dtype=DTYPES[plan.dtype],
         )
+        self.reason = reason or backend_reason
 
     @property
     def kv_cache_bytes(self) -> int:

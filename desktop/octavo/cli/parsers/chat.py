@@ -44,6 +44,7 @@ def add_bench(verbs: Verbs) -> None:
         [
             Example("octavo bench starter", "one stream, then eight"),
             Example("octavo bench starter --streams 1 4 16 --json", "one JSON object"),
+            Example("octavo bench --dummy-weights Llama-3.2-1B", "no model file; see below"),
             Example("octavo bench starter --against llama.cpp", "both in turn, with ratios"),
         ],
         environment=["CUDA_VISIBLE_DEVICES"],
@@ -75,6 +76,33 @@ def add_bench(verbs: Verbs) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     add_engine(parser)
+    dummy = parser.add_argument_group(
+        "a model that need not be there",
+        "Random weights in the shape of a known model, and fixed workloads in place of the options"
+        " above: 512/256 tokens alone, 512/128 in batches, a prompt of 16,384, a shared prefix.",
+    )
+    dummy.add_argument(
+        "--dummy-weights",
+        metavar="SHAPE",
+        help="Llama-3.2-1B, Llama-3.1-8B, Qwen3-0.6B or Qwen3-8B",
+    )
+    dummy.add_argument(
+        "--weight-format", default="bf16", metavar="NAME", help="bf16 or int4 (groups of 128)"
+    )
+    dummy.add_argument(
+        "--batch-sizes",
+        type=int,
+        nargs="*",
+        default=[1, 8, 32, 128, 256],
+        metavar="N",
+        help="requests of 512/128 handed over at once",
+    )
+    dummy.add_argument(
+        "--no-long",
+        action="store_false",
+        dest="long_workloads",
+        help="leave out the long prompt and the shared prefix",
+    )
     parser.set_defaults(verb="bench:bench_verb")
 
 

@@ -68,6 +68,16 @@ class Attention(nn.Module):
             )
         self.sinks = parameter(num_heads, dtype=dtype, device=device) if config.has_sinks else None
 
+    @property
+    def qkv(self) -> FusedLinear:
+        """Queries, keys, then values."""
+        return self._qkv
+
+    @property
+    def rule(self) -> AttentionRule:
+        """How queries weigh keys."""
+        return self._rule
+
     def forward(
         self,
         hidden: torch.Tensor,

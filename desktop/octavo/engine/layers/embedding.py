@@ -34,6 +34,11 @@ class Embedding(nn.Module):
         # Rounded to the type of the weights before it multiplies, as Gemma was trained.
         self._scale = None if scale == 1.0 else torch.tensor(scale, dtype=dtype).item()
 
+    @property
+    def scale(self) -> float | None:
+        """Factor on the rows; None: none."""
+        return self._scale
+
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[num_tokens], int64, to [num_tokens, hidden_size]."""
         if self.packed is None:

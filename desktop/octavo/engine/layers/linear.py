@@ -120,6 +120,21 @@ class FusedLinear:
             for part, view in zip(self.parts, self._bias.split_with_sizes(sizes), strict=True):
                 part.bias = nn.Parameter(view, requires_grad=False)
 
+    @property
+    def weight(self) -> torch.Tensor | None:
+        """All matrices, one above the other: [sum of sizes, in_features]; None: each part has its
+        own."""
+        return self._weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[sum of sizes]."""
+        return self._bias
+
+    def forget_weight(self) -> None:
+        """Gives up the joint matrix, for whoever multiplies by a form of their own."""
+        self._weight = None
+
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """[num_tokens, in_features] to the outputs side by side: [num_tokens, sum of sizes]."""
         if self._weight is None:

@@ -61,6 +61,11 @@ class GatedMLP(nn.Module):
             keeps_packed=keeps_packed,
         )
 
+    @property
+    def gate_up(self) -> FusedLinear:
+        """Gates, then ups."""
+        return self._gate_up
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden_size], type kept."""
         gate, up = self._gate_up(hidden).chunk(2, dim=-1)

@@ -131,6 +131,13 @@ class DecoderStack(nn.Module):
         )
         self.norm = _norm(config, dtype, device)
 
+    @property
+    def rotations(self) -> tuple[RotaryEmbedding, ...]:
+        """Of the layers that see the whole context, and of those with a window if it differs."""
+        if self.local_rotary_emb is None:
+            return (self.rotary_emb,)
+        return self.rotary_emb, self.local_rotary_emb
+
     def forward(
         self,
         token_ids: torch.Tensor,
@@ -214,6 +221,10 @@ class Decoder(nn.Module):
             logits: torch.Tensor = self.lm_head(hidden)
         else:
             logits = self.model.embed_tokens.project(hidden)
+        return self.finish_logits(logits)
+
+    def finish_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """Scales and caps what the projection onto the vocabulary gave; float32."""
         logits = logits.float()
         if self._logits_scale != 1.0:
             logits *= self._logits_scale

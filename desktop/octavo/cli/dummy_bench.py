@@ -1,0 +1,178 @@
+"""`octavo bench --dummy-weights`: fixed workloads on models of known shapes with random weights.
+
+The workloads are those that other engines are measured with, so that figures can stand side by
+side: fresh random prompts in every run, greedy, no end of sequence, everything of the engine
+included but the thread and the event loop around it.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import TYPE_CHECKING
+
+from octavo.cli.terminal import print_table
+from octavo.engine.config import EngineConfig
+from octavo.engine.request import GenerationRequest
+from octavo.engine.sampling_params import SamplingParams
+from octavo.errors import EngineError, InvalidInputError
+from octavo.units import format_bytes
+
+if TYPE_CHECKING:
+    from octavo.engine.engine import Engine
+
+_PROMPT_TOKENS, _OUTPUT_TOKENS = 512, 128
+_SINGLE_OUTPUT_TOKENS = 256
+_LONG_PROMPT_TOKENS = 16384
+_PREFIX_TOKENS, _PREFIX_OWN_TOKENS, _PREFIX_REQUESTS = 2048, 64, 64
+_MAX_BATCHED_TOKENS = 16384
+_BLOCK_ROOM_TOKENS = 200_000
+
+Prompt = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured number."""
+
+    case: str
+    value: float
+    unit: str
+    runs: tuple[float, ...]
+    """Of each repetition, in the same unit."""
+
+
+class Workloads:
+    """Runs the workloads on one engine."""
+
+    def __init__(self, engine: "Engine", vocab_size: int, clock: Callable[[], float]) -> None:
+        self._engine = engine
+        self._vocab_size = vocab_size
+        self._clock = clock
+        self._numbers = count()
+
+    def single_stream(self) -> list[Figure]:
+        """512 tokens in, 256 out: the time to the first token, and the rate of the others."""
+        self._generate([self._prompt(_PROMPT_TOKENS)], 32)
+        first = [self._generate([self._prompt(_PROMPT_TOKENS)], 1) for _ in range(5)]
+        whole = [
+            self._generate([self._prompt(_PROMPT_TOKENS)], _SINGLE_OUTPUT_TOKENS) for _ in range(3)
+        ]
+        first_s = statistics.median(first)
+        rates = [(_SINGLE_OUTPUT_TOKENS - 1) / (one - first_s) for one in whole]
+        milliseconds = tuple(one * 1000 for one in first)
+        return [
+            Figure("512/256, one stream: decode", statistics.median(rates), "tok/s", tuple(rates)),
+            Figure("512, one stream: first token", first_s * 1000, "ms", milliseconds),
+        ]
+
+    def throughput(self, num_requests: int) -> list[Figure]:
+        """Requests of 512/128, all at once."""
+        rates = []
+        for _ in range(3):
+            prompts = [self._prompt(_PROMPT_TOKENS) for _ in range(num_requests)]
+            wall_s = self._generate(prompts, _OUTPUT_TOKENS)
+            rates.append(num_requests * _OUTPUT_TOKENS / wall_s)
+        # The first run warms up; of the others the better one counts, as with the peers.
+        name = f"512/128, {num_requests} at once: output"
+        return [Figure(name, max(rates[1:]), "tok/s", tuple(rates))]
+
+    def long_prompt(self) -> list[Figure]:
+        """One token after 16,384."""
+        runs = [self._generate([self._prompt(_LONG_PROMPT_TOKENS)], 1) for _ in range(4)]
+        return [Figure("16,384-token prompt", statistics.median(runs[1:]), "s", tuple(runs))]
+
+    def shared_prefix(self) -> list[Figure]:
+        """64 requests that share 2,048 tokens and have 64 of their own; 64 out."""
+        fresh, cached = [], []
+        for _ in range(2):
+            prefix = self._prompt(_PREFIX_TOKENS)
+            fresh.append(self._generate(self._extended(prefix), 64))
+            cached.append(self._generate(self._extended(prefix), 64))
+        case = "64 × (2,048 shared + 64)/64"
+        return [
+            Figure(f"{case}, prefix not cached", min(fresh), "s", tuple(fresh)),
+            Figure(f"{case}, prefix cached", min(cached), "s", tuple(cached)),
+        ]
+
+    def _extended(self, prefix: Prompt) -> list[Prompt]:
+        return [prefix + self._prompt(_PREFIX_OWN_TOKENS) for _ in range(_PREFIX_REQUESTS)]
+
+    def _prompt(self, num_tokens: int) -> Prompt:
+        return [random.randrange(self._vocab_size) for _ in range(num_tokens)]  # noqa: S311
+
+    def _generate(self, prompts: Sequence[Prompt], num_tokens: int) -> float:
+        """Seconds from handing over all requests to the last token."""
+        params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+        requests = [
+            GenerationRequest(f"bench-{next(self._numbers)}", tuple(prompt), params)
+            for prompt in prompts
+        ]
+        num_generated = 0
+        started_at = self._clock()
+        for request in requests:
+            self._engine.add_request(request)
+        while self._engine.has_work:
+            for delta in self._engine.step():
+                if delta.error is not None:
+                    raise delta.error
+                num_generated += len(delta.token_ids)
+        wall_s = self._clock() - started_at
+        if num_generated != len(prompts) * num_tokens:
+            raise EngineError(
+                f"{num_generated} of {len(prompts) * num_tokens} tokens were generated.",
+                hint="The KV cache is too small for this workload; use fewer requests.",
+            )
+        return wall_s
+
+
+def dummy_bench(options: argparse.Namespace) -> int:
+    """Measures one shape and prints a table, or JSON."""
+    # Here, because torch comes with it.
+    from octavo.engine.dummy_model import dummy_shapes, load_dummy_engine
+
+    if any(size < 1 for size in options.batch_sizes):
+        raise InvalidInputError("--batch-sizes must hold numbers from 1 up.")
+    config = EngineConfig(
+        device=options.device or "auto",
+        max_num_seqs=max([_PREFIX_REQUESTS, *options.batch_sizes]),
+        max_num_batched_tokens=_MAX_BATCHED_TOKENS,
+        max_model_len=_LONG_PROMPT_TOKENS + _SINGLE_OUTPUT_TOKENS,
+        num_kv_blocks=_BLOCK_ROOM_TOKENS // EngineConfig().block_size + 1,
+    )
+    engine, report = load_dummy_engine(options.dummy_weights, options.weight_format, config)
+    title = (
+        f"{options.dummy_weights} · {options.weight_format} · {report.plan.device.name} ·"
+        f" {report.executor} · ready in {report.load_s:.1f} s ·"
+        f" planned {format_bytes(report.plan.total_bytes)}"
+    )
+    if not options.json:
+        print(title)
+    workloads = Workloads(
+        engine, dummy_shapes()[options.dummy_weights].vocab_size, time.perf_counter
+    )
+    figures = workloads.single_stream()
+    for size in options.batch_sizes:
+        figures += workloads.throughput(size)
+    if options.long_workloads:
+        figures += workloads.long_prompt()
+        figures += workloads.shared_prefix()
+    if options.json:
+        print(json.dumps({"title": title, "figures": [asdict(one) for one in figures]}, indent=2))
+        return 0
+    print_table(
+        ("CASE", "MEASURED", "RUNS"),
+        [
+            (
+                one.case,
+                f"{one.value:,.4g} {one.unit}" if one.value < 1000 else f"{one.value:,.0f} tok/s",
+                " ".join(f"{run:.4g}" for run in one.runs),
+            )
+            for one in figures
+        ],
+    )
+    return 0

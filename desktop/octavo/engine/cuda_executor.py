@@ -1,0 +1,164 @@
+"""`CudaExecutor`: a decoder on an NVIDIA card, by Triton kernels and CUDA graphs."""
+
+from collections.abc import Sequence
+
+import torch
+
+from octavo.engine.attention.base import AttentionMetadata, WindowTables
+from octavo.engine.attention.triton_attention import TritonAttention
+from octavo.engine.batch import DecodeStep, StepInputs
+from octavo.engine.decode_graphs import ChosenTokens, DecodeGraphs
+from octavo.engine.kernels.triton.decode_attention import DecodeShape
+from octavo.engine.kernels.triton.decode_inputs import rotate_positions
+from octavo.engine.kernels.triton.heads import HeadRotation
+from octavo.engine.kernels.triton.launch import overlaps_launches
+from octavo.engine.kv_cache import KVCache
+from octavo.engine.kv_groups import kv_groups, num_blocks_for
+from octavo.engine.memory import MemoryPlan
+from octavo.engine.model_config import ModelConfig
+from octavo.engine.models.decoder import DTYPES, Decoder
+from octavo.engine.models.fused_decoder import FusedDecoder, MakeMatrix
+from octavo.engine.staging import stage
+
+
+class CudaExecutor:
+    """Fused kernels for every step; steps of one token per sequence are graphs."""
+
+    name = "Triton kernels"
+
+    def __init__(
+        self,
+        model: Decoder,
+        config: ModelConfig,
+        plan: MemoryPlan,
+        *,
+        max_num_seqs: int,
+        reason: str = "",
+        make_matrix: MakeMatrix | None = None,
+    ) -> None:
+        """Allocates the KV cache and captures the decode steps.
+
+        Args:
+            model: loaded, as `build_model` made it for the same plan.
+            config: the model's numbers.
+            plan: says device, data type and the size of the cache.
+            max_num_seqs: the most sequences of a step.
+            reason: why this executor was chosen.
+            make_matrix: how linear layers are multiplied by; None: as the model holds them.
+
+        Raises:
+            InsufficientMemoryError: the cache could not be allocated.
+        """
+        self.reason = reason
+        self._model = model
+        self._config = config
+        self._device = torch.device(plan.device.torch_name)
+        self._dtype = DTYPES[plan.dtype]
+        groups = kv_groups(config, plan.max_model_len)
+        self._windows = tuple(group.window for group in groups)
+        self._kv_cache = KVCache(
+            groups,
+            num_blocks=plan.num_group_blocks,
+            block_size=plan.block_size,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=plan.kv_dtype,
+            device=self._device,
+        )
+        shape = DecodeShape(config.num_heads, config.num_kv_heads, config.head_dim, plan.block_size)
+        overlap = overlaps_launches(self._device)
+        self._attention = TritonAttention(
+            shape,
+            self._dtype,
+            self._device,
+            max_model_len=plan.max_model_len,
+            overlap=overlap,
+        )
+        with torch.inference_mode():
+            self._fused = FusedDecoder(model, config, overlap=overlap, make_matrix=make_matrix)
+            self._graphs = DecodeGraphs(
+                model,
+                self._fused,
+                config,
+                self._kv_cache,
+                self._attention,
+                windows=self._windows,
+                max_num_seqs=max_num_seqs,
+                max_blocks=num_blocks_for(plan.max_model_len, plan.block_size),
+                captures=self._device.type == "cuda" and self._fused.can_be_captured,
+            )
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        return self._kv_cache.num_bytes
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int, int]]) -> None:
+        self._kv_cache.copy_blocks(copies)
+
+    def forward(self, inputs: StepInputs) -> torch.Tensor:
+        return self._forward(inputs, sampled_only=False)
+
+    def forward_sampled(self, inputs: StepInputs) -> torch.Tensor:
+        return self._forward(inputs, sampled_only=True)
+
+    def _forward(self, inputs: StepInputs, *, sampled_only: bool) -> torch.Tensor:
+        groups = [array for one in inputs.groups for array in (one.slot_mapping, one.block_tables)]
+        token_ids, positions, cu_seqlens_q, context_lens, rows, *tables = stage(
+            [
+                inputs.token_ids,
+                inputs.positions,
+                inputs.cu_seqlens_q,
+                inputs.context_lens,
+                inputs.logits_indices,
+                *groups,
+            ],
+            self._device,
+        )
+        (slot_mapping, block_tables), *others = zip(tables[::2], tables[1::2], strict=True)
+        windows = (window for window in self._windows[1:] if window is not None)
+        metadata = AttentionMetadata(
+            slot_mapping=slot_mapping,
+            block_tables=block_tables,
+            context_lens=context_lens,
+            cu_seqlens_q=cu_seqlens_q,
+            num_decode=inputs.num_decode,
+            block_size=self._attention.shape.block_size,
+            query_lens=tuple(item.num_tokens for item in inputs.sequences),
+            host_context_lens=tuple(item.start + item.num_tokens for item in inputs.sequences),
+            window_tables={
+                window: WindowTables(*pair) for window, pair in zip(windows, others, strict=True)
+            },
+        )
+        if inputs.token_ids[: inputs.num_decode].min(initial=0) < 0:
+            token_ids = self._graphs.resolve(token_ids)
+        hidden = self._model.model.embed_tokens(token_ids)
+        return self._fused.run(
+            hidden,
+            self._rotations(positions),
+            self._kv_cache.layers,
+            self._attention.prepare(metadata),
+            rows=rows if sampled_only and len(rows) < len(token_ids) else None,
+        )
+
+    def decode(self, step: DecodeStep) -> torch.Tensor:
+        return self._graphs.run(step.packed, step.stale_rows, step.stale_tables)
+
+    def choose(
+        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
+    ) -> ChosenTokens:
+        return self._graphs.choose(hidden, temperatures, keys)
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._model.finish_logits(self._fused.project(hidden))
+
+    def _rotations(self, positions: torch.Tensor) -> list[HeadRotation]:
+        rotations = []
+        for rule in self._fused.rotation_rules:
+            shape = len(positions), len(rule.frequencies)
+            rotation = HeadRotation(
+                torch.empty(shape, dtype=torch.float32, device=self._device),
+                torch.empty(shape, dtype=torch.float32, device=self._device),
+            )
+            rotate_positions(positions, rule, rotation, overlap=self._attention.overlap)
+            rotations.append(rotation)
+        return rotations

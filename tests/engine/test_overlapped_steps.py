@@ -1,0 +1,231 @@
+"""Steps begun before the tokens of the one before are known: the same answers as without."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from octavo.engine.batch import DecodeStep, GroupInputs, StepInputs
+from octavo.engine.block_manager import BlockManager
+from octavo.engine.config import EngineConfig
+from octavo.engine.engine import Engine
+from octavo.engine.kv_groups import kv_groups
+from octavo.engine.memory import MemoryPlan
+from octavo.engine.model_config import ModelConfig
+from octavo.engine.model_runner import ModelRunner
+from octavo.engine.models.decoder import Decoder
+from octavo.engine.request import GenerationRequest
+from octavo.engine.sampler import gumbel_noise
+from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.scheduler import Scheduler
+from octavo.engine.tokenizer import Tokenizer, byte_alphabet, tokenizer_from_metadata
+from octavo.engine.torch_executor import TorchExecutor
+from tests.support.tiny_decoders import random_model, random_tokens, tiny_config, tiny_plan
+
+MAX_NUM_SEQS = 5
+MAX_MODEL_LEN = 96
+VOCAB_SIZE = 257
+
+
+class Later:
+    """Tokens that nobody may know before they are asked for."""
+
+    def __init__(self, token_ids: list[int]) -> None:
+        self._token_ids = token_ids
+
+    def token_ids(self) -> list[int]:
+        return self._token_ids
+
+
+class DelayedExecutor(TorchExecutor):
+    """Does what a device does, in plain torch: it alone knows the tokens it chose last."""
+
+    def __init__(self, model: Decoder, config: ModelConfig, plan: MemoryPlan) -> None:
+        super().__init__(model, config, plan)
+        num_groups = len(kv_groups(config, plan.max_model_len))
+        self._size = plan.block_size
+        shape = num_groups, MAX_NUM_SEQS, -(-plan.max_model_len // plan.block_size)
+        self._tables = np.zeros(shape, dtype=np.int32)
+        self._chosen: list[int] = []
+        self.num_unknown = 0
+
+    def forward_sampled(self, inputs: StepInputs) -> torch.Tensor:
+        inputs.token_ids[:] = self._resolve(inputs.token_ids)
+        return self.forward(inputs)[inputs.logits_indices]
+
+    def decode(self, step: DecodeStep) -> torch.Tensor:
+        rows, token_ids, positions, *blocks = step.packed
+        self._tables[:, step.stale_rows, : step.stale_tables.shape[2]] = step.stale_tables
+        groups = []
+        for table, new in zip(self._tables, blocks, strict=True):
+            table[rows, positions // self._size] = new
+            slots = new.astype(np.int64) * self._size + positions % self._size
+            most = int(positions.max()) // self._size + 1
+            groups.append(GroupInputs(slots, table[rows, :most]))
+        return self.forward(
+            StepInputs(
+                sequences=step.sequences,
+                num_decode=len(rows),
+                token_ids=self._resolve(token_ids),
+                positions=positions.astype(np.int64),
+                cu_seqlens_q=np.arange(len(rows) + 1, dtype=np.int32),
+                context_lens=(positions + 1).astype(np.int32),
+                logits_indices=np.arange(len(rows)),
+                groups=tuple(groups),
+            )
+        )
+
+    def choose(self, hidden: torch.Tensor, temperatures: list[float], keys: list[int]) -> Later:
+        noise = gumbel_noise(keys, torch.arange(VOCAB_SIZE).unsqueeze(0))
+        self._chosen = [
+            int((row / temperature + one).argmax() if temperature else row.argmax())
+            for row, one, temperature in zip(
+                self.compute_logits(hidden), noise, temperatures, strict=True
+            )
+        ]
+        return Later(self._chosen)
+
+    def _resolve(self, token_ids: Any) -> Any:
+        self.num_unknown += int((token_ids < 0).sum())
+        known = [self._chosen[-1 - one] if one < 0 else one for one in token_ids.tolist()]
+        return np.array(known, dtype=np.int64)
+
+
+def make_tokenizer() -> Tokenizer:
+    alphabet = byte_alphabet()
+    return tokenizer_from_metadata(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "llama-bpe",
+            "tokenizer.ggml.tokens": [*alphabet, alphabet[0] + alphabet[1]],
+            "tokenizer.ggml.merges": [f"{alphabet[0]} {alphabet[1]}"],
+            "tokenizer.ggml.eos_token_id": 7,
+        }
+    )
+
+
+def make_engine(
+    kind: type[TorchExecutor], windows: tuple[int | None, ...], num_kv_blocks: int
+) -> tuple[Engine, Any]:
+    model_config = tiny_config(vocab_size=VOCAB_SIZE, windows=windows)
+    groups = kv_groups(model_config, MAX_MODEL_LEN)
+    plan = tiny_plan(
+        num_kv_blocks=num_kv_blocks,
+        max_model_len=MAX_MODEL_LEN,
+        num_window_blocks=(num_kv_blocks,) * (len(groups) - 1),
+    )
+    config = EngineConfig(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=40)
+    executor = kind(random_model(model_config, plan), model_config, plan)
+    tokenizer = make_tokenizer()
+    runner = ModelRunner(
+        executor, model_config, plan, config, stop_token_ids=tokenizer.stop_token_ids
+    )
+    blocks = BlockManager(
+        plan.num_group_blocks,
+        plan.block_size,
+        windows=[group.window for group in groups],
+        max_step_tokens=40,
+    )
+    scheduler = Scheduler(
+        blocks, max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=40, max_model_len=MAX_MODEL_LEN
+    )
+    return Engine(runner, tokenizer, scheduler, blocks, max_model_len=MAX_MODEL_LEN), executor
+
+
+def run(
+    kind: type[TorchExecutor],
+    *,
+    seed: int,
+    windows: tuple[int | None, ...] = (),
+    num_kv_blocks: int = 200,
+    with_host_sampling: bool = False,
+) -> tuple[dict[tuple[str, int], list[int]], Any]:
+    """Requests of all kinds that come while others run; every third shares a beginning."""
+    engine, executor = make_engine(kind, windows, num_kv_blocks)
+    choices = random.Random(seed)
+    shared = random_tokens(24, seed)
+    found: dict[tuple[str, int], list[int]] = {}
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "n": 2},
+        {"temperature": 0.7, "min_tokens": 1},
+        {"temperature": 0.0, "stop_token_ids": (5, 9, 30, 77)},
+    ]
+    if with_host_sampling:
+        kinds += [{"temperature": 0.9, "top_p": 0.8}, {"temperature": 0.0, "logprobs": 1}]
+    waiting = []
+    for number in range(14):
+        length = choices.choice([1, 3, 9, 30, 60])
+        prompt = random_tokens(length, 100 * seed + number)
+        if number % 3 == 0:
+            prompt = shared + prompt[:10]
+        params = SamplingParams(
+            max_tokens=choices.choice([1, 2, 8, 25]), seed=number, **choices.choice(kinds)
+        )
+        waiting.append(GenerationRequest(str(number), tuple(prompt), params))
+    while engine.has_work or waiting:
+        for _ in range(choices.choice([0, 0, 1, 3])):
+            if waiting:
+                engine.add_request(waiting.pop())
+        for delta in engine.step():
+            assert delta.error is None
+            found.setdefault((delta.request_id, delta.index), []).extend(delta.token_ids)
+    assert engine.stats().num_used_blocks == 0
+    return found, executor
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"with_host_sampling": True},
+        {"num_kv_blocks": 30},
+        {"windows": (16, None)},
+        {"windows": (16, 16), "num_kv_blocks": 40, "with_host_sampling": True},
+    ],
+)
+def test_answers_are_the_same(seed: int, options: dict[str, Any]) -> None:
+    found, executor = run(DelayedExecutor, seed=seed, **options)
+    expected, _ = run(TorchExecutor, seed=seed, **options)
+    assert found == expected
+    if "with_host_sampling" not in options:
+        assert executor.num_unknown > 0
+
+
+def test_an_aborted_request_leaves_the_others_alone() -> None:
+    engine, _ = make_engine(DelayedExecutor, (), 200)
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+    for name in ("kept", "aborted"):
+        prompt = random_tokens(9, len(name))
+        engine.add_request(GenerationRequest(name, tuple(prompt), params))
+    tokens: list[int] = []
+    for step in range(60):
+        if step == 4:
+            (last,) = engine.abort("aborted")
+            assert last.request_id == "aborted"
+        for delta in engine.step() if engine.has_work else ():
+            assert step < 4 or delta.request_id == "kept"
+            tokens += delta.token_ids if delta.request_id == "kept" else ()
+    alone, _ = make_engine(TorchExecutor, (), 200)
+    alone.add_request(GenerationRequest("kept", tuple(random_tokens(9, 4)), params))
+    expected: list[int] = []
+    while alone.has_work:
+        for delta in alone.step():
+            expected += delta.token_ids
+    assert tokens == expected
+    assert engine.stats().num_used_blocks == 0
+
+
+def test_a_request_waits_for_a_prefix_that_is_being_computed() -> None:
+    engine, _ = make_engine(DelayedExecutor, (), 200)
+    prefix = random_tokens(24, 1)
+    params = SamplingParams(temperature=0.0, max_tokens=2)
+    for number in range(4):
+        prompt = (*prefix, *random_tokens(4, 10 + number))
+        engine.add_request(GenerationRequest(str(number), prompt, params))
+    while engine.has_work:
+        engine.step()
+    assert engine.stats().prompt_tokens_computed == 28 + 3 * 4
