@@ -30,6 +30,7 @@ from octavo.ui.models.models_page import ModelsPage
 from octavo.ui.monitor.monitor_page import MonitorPage
 from octavo.ui.pages import CHAT, MODELS, MONITOR, QUANTIZE, SERVER, SETTINGS
 from octavo.ui.quantize.quantize_page import QuantizePage
+from octavo.ui.server.server_page import ServerPage
 from octavo.ui.settings.settings_page import SettingsPage
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController, ThemeMode
@@ -223,7 +224,7 @@ async def _using(stage: Stage, model: Path, content: bytes) -> None:
     await asyncio.sleep(WATCHED_S)
     await stage.shoot(MONITOR, "watching")
     await _with_cards(stage)
-    await _serving(stage, model.stem)
+    await _serving(stage)
     settings = window.page(SETTINGS)
     assert isinstance(settings, SettingsPage)
     await stage.shoot(SETTINGS, "top")
@@ -276,9 +277,11 @@ def _pretend_driver() -> None:
         ctypes.CDLL(target, mode=ctypes.RTLD_GLOBAL)
 
 
-async def _serving(stage: Stage, model: str) -> None:
+async def _serving(stage: Stage) -> None:
     """Somebody else holds the port; then programs ask, and some have asked."""
     core, window = stage.core, stage.window
+    assert core.host.state.model is not None
+    model = core.host.state.model.name
     window.show_page(SERVER)
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", core.settings.value.server.port))
@@ -292,12 +295,18 @@ async def _serving(stage: Stage, model: str) -> None:
     waiting = [asyncio.create_task(asyncio.to_thread(_ask, address.port, model, 4000))]
     waiting += [asyncio.create_task(asyncio.to_thread(_ask, address.port, "no-such-model", 4))]
     await until(lambda: any(one.output_tokens > 8 for one in core.server.board.live()))
+    page = window.page(SERVER)
+    assert isinstance(page, ServerPage)
+    bar = page.scroll_area.verticalScrollBar()
+    # Also where the page is laid out anew: the table stands at its end.
+    bar.rangeChanged.connect(lambda _least, most: bar.setValue(most))
+    bar.setValue(bar.maximum())
     await stage.shoot(SERVER, "requests")
     for record in core.server.board.live():
         core.server.board.cancel(record.request_id)
     await asyncio.gather(*waiting)
     assert ended == 200, ended
-    await stage.shoot(SERVER, "on")
+    await stage.shoot(SERVER, "requests-ended")
 
 
 def _ask(port: int, model: str, max_tokens: int) -> int:

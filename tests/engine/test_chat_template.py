@@ -240,10 +240,11 @@ HOSTILE = {
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_templates_end_soon_and_small(source: str) -> None:
-    started_at = time.monotonic()
+    # Of the processor: a busy machine must not fail this.
+    started_at = time.process_time()
     with pytest.raises(ChatTemplateError):
         render(source)
-    assert time.monotonic() - started_at < 20
+    assert time.process_time() - started_at < 20
 
 
 def test_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,6 +232,11 @@ class _HubHandler(_Handler):
             time.sleep(0.01)
         if hub.status:
             self.reply(hub.status, b"<html>no</html>", **hub.status_headers)
+        elif path == "/api/whoami-v2":
+            if self._is_known:
+                self.reply(200, {"name": "ada", "type": "user", "orgs": []})
+            else:
+                self._refuse(401, "", "Invalid credentials in Authorization header")
         elif path == "/api/models":
             self._search(urllib.parse.parse_qs(address.query))
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", path):

@@ -56,7 +56,9 @@ def bind(host: str, port: int, *, has_key: bool) -> tuple[socket.socket, ServerA
         listener = _listen(family, ip, candidate)
         if listener is not None:
             bound_port = listener.getsockname()[1]
-            note = "" if port in (0, bound_port) else _taken_note(port)
+            note = ""
+            if port not in (0, bound_port):
+                note = f"{_taken_note(port)} The endpoint is at port {bound_port} instead."
             return listener, ServerAddress(ip, bound_port, note)
     raise ServerError(
         f"The ports {ports[0]} to {ports[-1]} of {host} are all taken. {_taken_note(port)}",

@@ -305,4 +305,5 @@ async def test_nothing_is_wider_than_the_window(
     await settled()
     assert body.width() <= page.scroll_area.viewport().width()
     assert facts.isVisible() == (width == 480)
-    assert facts.text().endswith("1,204 prompt, 96 output tokens · 41.2 tok/s")
+    text = facts.text().replace("\N{NO-BREAK SPACE}", " ").replace("\N{WORD JOINER}", "")
+    assert text.endswith("1,204 prompt, 96 output tokens · 41.2 tok/s")

@@ -191,7 +191,8 @@ def _describe_facts(model: str, prompt: str, cached: str, output: str, rate: str
     """One line for a row without columns; what is not known yet is left out."""
     known = "" if cached == UNKNOWN else f"{cached} cached, "
     facts = f"{model} · {prompt} prompt, {known}{output} output tokens"
-    return facts if rate == UNKNOWN else f"{facts} · {rate} tok/s"
+    # A number and its unit stay on one line.
+    return facts if rate == UNKNOWN else f"{facts} · {rate}\N{NO-BREAK SPACE}tok/\N{WORD JOINER}s"
 
 
 def _summarise(num_live: int, num_recent: int) -> str:
@@ -199,4 +200,6 @@ def _summarise(num_live: int, num_recent: int) -> str:
         return "No program has asked yet. Try the example above."
     hidden = num_live - MAX_LIVE
     more = f", {hidden} of them not shown" if hidden > 0 else ""
+    if not num_live:
+        return "None at work; these are the latest that ended."
     return f"{num_live} at work{more}; below them the latest that ended."

@@ -168,13 +168,21 @@ class _TileKernel(PlaneReader):
         has_offsets = self.form.scales is Scales.HALF_AND_OFFSET
 
         def add_group(group: Value, sums: list[Value]) -> list[Value]:
-            scales = self.load_halves(self.at("scales", group, 32))
-            offsets = self.load_halves(self.at("offsets", group, 32)) if has_offsets else None
+            scales = self.load_halves(self._next_too("scales", group, 32))
+            offsets = None
+            if has_offsets:
+                offsets = self.load_halves(self._next_too("offsets", group, 32))
             return self._add_scaled(group, scales, offsets, sums)
 
         b = self.b
         num_groups = b.lshr(self.arguments.num_columns, ir.Constant(I64, 5))
         return self._by_token(emit.loop(b, num_groups, self._all_zeros(), add_group))
+
+    def _next_too(self, plane: str, index: Value, num_bytes: int) -> Value:
+        """The address of a number, and the next tile's is asked for."""
+        address = self.at(plane, index, num_bytes)
+        self.prefetch_next(address)
+        return address
 
     def _add_scaled(
         self, group: Value, scales: Parts, offsets: Parts | None, sums: list[Value]
@@ -224,8 +232,8 @@ class _TileKernel(PlaneReader):
 
             start = [zero] * len(self.tokens) + self._all_zeros()
             inner = emit.loop(b, groups_each, start, add_group)
-            scales = self.load(self.at("scales", index, 64), F32)
-            offsets = self.load(self.at("offsets", index, 64), F32)
+            scales = self.load(self._next_too("scales", index, 64), F32)
+            offsets = self.load(self._next_too("offsets", index, 64), F32)
             results = []
             values = self._by_token(inner[len(self.tokens) :])
             for token, old in enumerate(self._by_token(sums)):
@@ -244,7 +252,7 @@ class _TileKernel(PlaneReader):
         has_halves = self.form.scales is Scales.K_HALVES
 
         def add_super_group(index: Value, sums: list[Value]) -> list[Value]:
-            factors = self.at("factors", index, 32 if has_halves else 64)
+            factors = self._next_too("factors", index, 32 if has_halves else 64)
             scale_factors = self.load_halves(factors)
             first = b.mul(index, ir.Constant(I64, SUPER_GROUP // GROUP))
 
@@ -283,7 +291,7 @@ class _TileKernel(PlaneReader):
 
         def add_group(number: Value, values: list[Value]) -> list[Value]:
             group = b.add(first, number)
-            address = self.at("scales", group, 32)
+            address = self._next_too("scales", group, 32)
             scales = []
             for half in (0, 1):
                 words = []
@@ -315,7 +323,7 @@ class _TileKernel(PlaneReader):
     def _add_halves(self, group: Value, factors: Parts, sums: list[Value]) -> list[Value]:
         """Adds a group of Q6_K: two scales, and one factor for 256 columns."""
         b = self.b
-        address = self.at("scales", group, 32)
+        address = self._next_too("scales", group, 32)
         wide = emit.vector(I32, self.lanes)
         scales = []
         for half in (0, 1):

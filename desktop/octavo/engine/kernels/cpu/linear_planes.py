@@ -63,6 +63,7 @@ class PlaneReader:
         self.tokens = range(num_tokens)
         self.inputs = self.strided(arguments.inputs, arguments.input_stride)
         self._planes = self._plane_addresses()
+        self._codes_to_next_tile = self._distance_of_codes()
 
     def _plane_addresses(self) -> dict[str, Value]:
         b, place, places = self.b, self.arguments.tile, {}
@@ -74,7 +75,17 @@ class PlaneReader:
                 size = ir.Constant(I64, plane.num_columns)
             groups = b.udiv(num_columns, size)
             place = b.add(place, b.mul(groups, ir.Constant(I64, plane.num_bytes)))
+        size = emit.offset(b, b.sub(place, self.arguments.tile), ALIGNMENT - 1)
+        self._tile_bytes = b.and_(size, ir.Constant(I64, -ALIGNMENT))
         return places
+
+    def _distance_of_codes(self) -> Value:
+        """Bytes from the end of a tile's codes to the beginning of the next tile's."""
+        b = self.b
+        others = [plane for plane in self.form.planes if plane.name != "codes"]
+        if not others:
+            return ir.Constant(I64, 0)
+        return b.sub(self._tile_bytes, b.sub(self._planes[others[0].name], self._planes["codes"]))
 
     def at(self, plane: str, index: Value, num_bytes: int) -> Value:
         return self.b.add(self._planes[plane], self.b.mul(index, ir.Constant(I64, num_bytes)))
@@ -131,12 +142,12 @@ class PlaneReader:
         form = self.form
         if form.codes is Codes.SIGNED_BYTE:
             address = self.at("codes", group, 16 * GROUP)
-            self._prefetch(address, 16 * GROUP)
+            self._prefetch_codes(group, 16 * GROUP)
             for step in range(STEPS):
                 yield step, self.load(emit.offset(self.b, address, 64 * step), I32)
             return
         address = self.at("codes", group, 8 * GROUP)
-        self._prefetch(address, 8 * GROUP)
+        self._prefetch_codes(group, 8 * GROUP)
         high_bits = self._high_bits(group)
         mask, four = self.integers(0x0F0F0F0F), self.integers(4)
         # One vector has two steps; halves with scales of their own want all steps of one first.
@@ -150,19 +161,37 @@ class PlaneReader:
                 codes = [self.b.or_(x, y) for x, y in zip(codes, high_bits(step), strict=True)]
             yield step, codes
 
-    def _prefetch(self, address: Value, num_bytes: int) -> None:
-        """Asks for the codes some groups further on; processors stop at the end of each page."""
+    def _prefetch_codes(self, group: Value, num_bytes: int) -> None:
+        """Asks for the codes some groups further on, also those of the next tile.
+
+        Processors look ahead, too, but stop at the end of each page.
+        """
+        b = self.b
+        further = b.add(group, ir.Constant(I64, PREFETCH_BYTES // num_bytes))
+        num_groups = b.lshr(self.arguments.num_columns, ir.Constant(I64, 5))
+        nothing = ir.Constant(I64, 0)
+        is_behind = b.icmp_signed(">=", further, num_groups)
+        skipped = b.select(is_behind, self._codes_to_next_tile, nothing)
+        address = b.add(self.at("codes", further, num_bytes), skipped)
         for line in range(0, num_bytes, ALIGNMENT):
-            emit.prefetch(self.b, emit.offset(self.b, address, PREFETCH_BYTES + line))
+            emit.prefetch(b, emit.offset(b, address, line))
+
+    def prefetch_next(self, address: Value) -> None:
+        """Asks for what lies at the same place of the next tile: every plane is a stream anew."""
+        emit.prefetch(self.b, self.b.add(address, self._tile_bytes))
 
     def _high_bits(self, group: Value) -> Callable[[int], Parts] | None:
         """For the codes of more than four bits: a function from the step to their upper bits."""
         b, codes = self.b, self.form.codes
         if codes is Codes.FIVE_BIT:
-            plane = self.load(self.at("high", group, 64), I32)
+            address = self.at("high", group, 64)
+            self.prefetch_next(address)
+            plane = self.load(address, I32)
             return lambda step: [self._moved(x, step, 4, 0x10101010) for x in plane]
         if codes is Codes.SIX_BIT:
             address = self.at("high", group, 128)
+            for half in (0, 1):
+                self.prefetch_next(emit.offset(b, address, 64 * half))
             halves = [self.load(emit.offset(b, address, 64 * half), I32) for half in (0, 1)]
             return lambda step: [
                 self._moved(x, 2 * (step % 4), 4, 0x30303030) for x in halves[step // 4]
@@ -170,6 +199,8 @@ class PlaneReader:
         if codes is Codes.FIVE_BIT_K:
             super_group = b.lshr(group, ir.Constant(I64, 3))
             address = self.at("high", super_group, 512)
+            in_group = b.shl(b.and_(group, ir.Constant(I64, 7)), ir.Constant(I64, 6))
+            self.prefetch_next(b.add(address, in_group))
             shift = b.trunc(b.and_(group, ir.Constant(I64, 7)), I32)
             shifts = emit.splat(b, shift, self.lanes)
             ones, four = self.integers(0x01010101), self.integers(4)
@@ -198,6 +229,7 @@ class PlaneReader:
         """
         b = self.b
         base = self.at("scales", super_group, 192)
+        self.prefetch_next(b.add(base, b.mul(number, ir.Constant(I64, 24))))
         wide = emit.vector(I32, self.lanes)
         packed = self.load_bytes(b.add(base, b.mul(number, ir.Constant(I64, 16))))
         pair = b.lshr(number, ir.Constant(I64, 1))
