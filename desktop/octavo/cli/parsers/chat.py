@@ -78,8 +78,9 @@ def add_bench(verbs: Verbs) -> None:
     add_engine(parser)
     dummy = parser.add_argument_group(
         "a model that need not be there",
-        "Random weights in the shape of a known model, and fixed workloads in place of the options"
-        " above: 512/256 tokens alone, 512/128 in batches, a prompt of 16,384, a shared prefix.",
+        "Random weights in the shape of a known model, and fixed workloads in place of the\n"
+        "options above: 512/256 tokens alone, 512/128 in batches, a prompt of 16,384, a shared\n"
+        "prefix.",
     )
     dummy.add_argument(
         "--dummy-weights",

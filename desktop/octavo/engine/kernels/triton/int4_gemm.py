@@ -16,7 +16,7 @@ from octavo.engine.kernels.triton.int4 import TILE, Int4Weights
 from octavo.engine.kernels.triton.launch import is_hopper_or_later
 
 _UNPACK_ROWS = 16
-_MUCH_BYTES = 120 * 1024
+_SERVER_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +248,7 @@ def _has_much_shared_memory(device: torch.device) -> bool:
     """Server cards have; consumer cards end at 99 KiB a program."""
     if device.type != "cuda":
         return True
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= _MUCH_BYTES
+    return torch.cuda.get_device_capability(device) in _SERVER_CAPABILITIES
 
 
 def unpack_int4(weights: Int4Weights, output: torch.Tensor) -> torch.Tensor:
