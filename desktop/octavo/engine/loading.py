@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import psutil
+import torch
 
 from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.engine.block_manager import BlockManager
@@ -28,6 +29,9 @@ from octavo.jobs import JobControl, Progress
 
 logger = logging.getLogger(__name__)
 
+_TORCH_THREADS = torch.get_num_threads()
+"""As torch chose them for this machine."""
+
 
 def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[Engine, LoadReport]:
     """Loads a GGUF file or a folder of safetensors; blocking, on the thread that steps the engine.
@@ -38,6 +42,7 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
         JobCancelled: `control` was cancelled.
     """
     started_at = time.perf_counter()
+    torch.set_num_threads(_TORCH_THREADS)
     rss_before = psutil.Process().memory_info().rss
     control.report(Progress("Reading the model file"))
     header = read_checkpoint(path)
@@ -116,7 +121,10 @@ def _make_executor(
 
     control.report(Progress("Arranging the weights for the processor"))
     num_threads = config.cpu_threads or default_cpu_threads()
-    return CPUExecutor(model, model_config, plan, config, num_threads=num_threads)
+    executor = CPUExecutor(model, model_config, plan, config, num_threads=num_threads)
+    # What is left to torch in a step is small, and its threads would wait for the cores of ours.
+    torch.set_num_threads(1)
+    return executor
 
 
 def _weights_note(model_config: ModelConfig, plan: MemoryPlan) -> str:

@@ -50,8 +50,10 @@ KERNEL_SIGNATURE = "void(int64, int64, int64, int64, int64)"
 
 _PORTION_BITS = 24
 _PORTION_MASK = (1 << _PORTION_BITS) - 1
-_PAUSES = 300
-"""A wait inside a step spins so often before it lets other programs have the core."""
+_PAUSES = 4000
+"""A wait inside a step spins so often before it lets others have the core. Where another program is
+busy, who steps aside comes back milliseconds later and misses the step; this long, only threads wait
+for one that was put aside itself."""
 
 
 @njit("void(uint64, int64)", nogil=True, cache=True, inline="never")
@@ -145,13 +147,10 @@ def has_program(control):
 @njit("boolean(uint64, int64)", nogil=True, cache=True)
 def _wait_for_program(control, num_pauses):
     """Spins until there is something to do, for so many turns at most; says whether there is."""
-    for turn in range(num_pauses):
+    for _ in range(num_pauses):
         if has_program(control):
             return True
-        if turn % _PAUSES == _PAUSES - 1:
-            yield_thread()
-        else:
-            pause()
+        pause()
     return has_program(control)
 
 

@@ -18,7 +18,7 @@ from octavo.engine.kernels.cpu.step_loop import (
 
 SPIN_PAUSES = 30_000
 """How long a thread waits for the next program before it sleeps: about a millisecond, which is more
-than lies between two steps. It lets others have the core all the while."""
+than lies between two steps."""
 
 ByteArray = npt.NDArray[np.uint8]
 
