@@ -51,9 +51,9 @@ KERNEL_SIGNATURE = "void(int64, int64, int64, int64, int64)"
 _PORTION_BITS = 24
 _PORTION_MASK = (1 << _PORTION_BITS) - 1
 _PAUSES = 4000
-"""A wait inside a step spins so often before it lets others have the core. Where another program is
-busy, who steps aside comes back milliseconds later and misses the step; this long, only threads wait
-for one that was put aside itself."""
+"""A wait inside a step spins so often before it lets others have the core. Where another program
+is busy, who steps aside comes back milliseconds later and misses the step; this long, only threads
+wait for one that was put aside itself."""
 
 
 @njit("void(uint64, int64)", nogil=True, cache=True, inline="never")
