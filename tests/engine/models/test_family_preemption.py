@@ -16,7 +16,12 @@ from octavo.engine.sequence import ScheduledBatch, StepOutput
 from octavo.engine.tokenizer import tokenizer_from_metadata
 from tests.engine.test_tokenizer import byte_level
 from tests.support.engines import Result, drain, make_engine, request
-from tests.support.family_folders import VARIANTS, VOCAB_SIZE, write_family_folder
+from tests.support.family_folders import (
+    VARIANTS,
+    VOCAB_SIZE,
+    variant_ids,
+    write_family_folder,
+)
 from tests.support.tiny_decoders import transformers_logits
 
 BLOCK_SIZE = 4
@@ -30,7 +35,8 @@ FAMILY_VARIANTS = tuple(
     )
     for family in FAMILIES
 )
-"""Of each family one: with a window shorter than the long prompt where there is such."""
+"""Of each family one: with a window shorter than the long prompt where there is such. The others
+are computed anew by the same code, and only slow runs check them."""
 MATES = {f"mate {i}": range(100 + 7 * i, 106 + 7 * i) for i in range(6)}
 NUM_TOP = 20
 MAX_MODEL_LEN = 64
@@ -59,8 +65,11 @@ class WatchedEngine:
 
 @pytest.mark.parametrize(
     ("model_type", "options"),
-    FAMILY_VARIANTS,
-    ids=[model_type for model_type, _ in FAMILY_VARIANTS],
+    [
+        pytest.param(*variant, marks=[] if variant in FAMILY_VARIANTS else [pytest.mark.slow])
+        for variant in VARIANTS
+    ],
+    ids=variant_ids(VARIANTS),
 )
 def test_preempted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, options: dict[str, Any]
