@@ -145,15 +145,18 @@ def test_greedy_continuations(
     assert num_equal >= 0.98 * num_steps
 
 
-def test_mean_nll_of_english(engine: Engine, tokenizer: Tokenizer, reference: Any) -> None:
-    token_ids = tokenizer.encode(ENGLISH.read_text(encoding="utf-8"))[: 4 * CHUNK_TOKENS]
-    assert len(token_ids) >= 3 * CHUNK_TOKENS
+@pytest.mark.parametrize("num_chunks", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_mean_nll_of_english(
+    engine: Engine, tokenizer: Tokenizer, reference: Any, num_chunks: int
+) -> None:
+    token_ids = tokenizer.encode(ENGLISH.read_text(encoding="utf-8"))[: num_chunks * CHUNK_TOKENS]
+    assert len(token_ids) > (num_chunks - 1) * CHUNK_TOKENS
     chunks = [token_ids[i : i + CHUNK_TOKENS] for i in range(0, len(token_ids), CHUNK_TOKENS)]
     ours, theirs = [], []
     for index, chunk in enumerate(chunks):
-        result = run_all(engine, [request(f"nll-{index}", chunk, max_tokens=1, prompt_logprobs=0)])[
-            f"nll-{index}", 0
-        ]
+        result = run_all(
+            engine, [request(f"nll-{num_chunks}-{index}", chunk, max_tokens=1, prompt_logprobs=0)]
+        )[f"nll-{num_chunks}-{index}", 0]
         assert len(result.prompt_logprobs) == len(chunk)
         ours.append(mean_nll(result.prompt_logprobs))
         logits = reference(torch.tensor([chunk])).logits[0, :-1]
