@@ -6,6 +6,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
+from octavo.engine.device import detect_devices
 from octavo.engine.kernels.cpu.simd_tier import cache_key
 from octavo.hub.catalog import load_catalog
 from octavo.hub.starter import pull
@@ -16,6 +17,11 @@ from octavo.paths import HOME_VARIABLE, AppPaths, resources_dir
 # when it is imported, and child processes inherit it.
 KERNEL_CACHE = Path(platformdirs.user_cache_dir("octavo-tests", appauthor=False)) / "kernels"
 os.environ.setdefault("NUMBA_CACHE_DIR", str(KERNEL_CACHE / cache_key()))
+
+# Without a card Triton's kernels are tested in its interpreter. It must know when it is imported,
+# which whoever comes first does: transformers, torch or a kernel.
+if all(device.kind == "cpu" for device in detect_devices()):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

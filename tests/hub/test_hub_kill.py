@@ -63,6 +63,7 @@ class Counted:
     """By our processes from their connections, heads of answers included."""
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9 here")
 @pytest.mark.parametrize(
     "line",

@@ -1,5 +1,6 @@
 """kill -9 of the app during an answer: conversation and text are there after the restart."""
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -51,11 +52,11 @@ def wait_for_text(app: "subprocess.Popen[bytes]", chats_file: Path) -> None:
     while True:
         assert app.poll() is None, "the app ended by itself"
         if chats_file.exists():
-            with sqlite3.connect(f"file:{chats_file}?mode=ro", uri=True) as reader:
+            address = f"file:{chats_file}?mode=ro"
+            with contextlib.closing(sqlite3.connect(address, uri=True)) as reader:
                 tables = reader.execute("SELECT name FROM sqlite_master WHERE name = 'message'")
                 if tables.fetchone():
                     rows = reader.execute("SELECT content FROM message WHERE role = 'assistant'")
                     if any(len(text) >= MIN_SAVED_CHARACTERS for (text,) in rows.fetchall()):
                         return
-            reader.close()
         time.sleep(0.1)

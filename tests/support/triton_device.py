@@ -1,18 +1,14 @@
 """Where Triton's kernels are tested: on the card, or without one in Triton's interpreter.
 
-Import it before any kernel: how kernels run is decided when they are defined.
+`tests/conftest.py` says to Triton that it is to interpret them.
 """
 
-import os
 from typing import Any
 
 import pytest
 import torch
 
 HAS_CARD = torch.cuda.is_available()
-if not HAS_CARD:
-    os.environ["TRITON_INTERPRET"] = "1"
-
 pytest.importorskip("triton")
 
 DEVICE = torch.device("cuda" if HAS_CARD else "cpu")

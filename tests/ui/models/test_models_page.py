@@ -1,6 +1,7 @@
 """The models page: its two views, keys, drops, downloads and the way to the chat."""
 
 import contextlib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -69,13 +70,16 @@ def urls(*paths: Path) -> QMimeData:
 
 def drag(page: ModelsPage, data: QMimeData) -> bool:
     """Moves a drag onto the page; whether it may be dropped."""
-    event = QDragEnterEvent(
-        QPoint(5, 5),
-        Qt.DropAction.CopyAction,
-        data,
-        Qt.MouseButton.LeftButton,
-        Qt.KeyboardModifier.NoModifier,
-    )
+    with warnings.catch_warnings():
+        # Deprecated since Qt 6.12, and the only way before.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        event = QDragEnterEvent(
+            QPoint(5, 5),
+            Qt.DropAction.CopyAction,
+            data,
+            Qt.MouseButton.LeftButton,
+            Qt.KeyboardModifier.NoModifier,
+        )
     event.ignore()
     page.dragEnterEvent(event)
     return event.isAccepted()
