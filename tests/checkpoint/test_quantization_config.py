@@ -1,8 +1,11 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from octavo.checkpoint.quantization_config import read_weight_format
+from octavo.checkpoint.safetensors import SafetensorsTensor
+from octavo.checkpoint.stored_weights import stored_weights
 from octavo.checkpoint.weight_format import Layout, LinearFormat, WeightFormat
 from octavo.errors import UnsupportedModelError
 from tests.support.quantized_folders import compressed_config
@@ -141,3 +144,26 @@ def test_what_is_not_understood_is_named(section: Any, words: str) -> None:
     with pytest.raises(UnsupportedModelError, match=words) as caught:
         read(section)
     assert "GGUF" in caught.value.hint
+
+
+@pytest.mark.parametrize("prefix", ["", "model.language_model.", "model."])
+def test_rules_know_a_part_of_a_model_by_the_names_of_its_file(prefix: str) -> None:
+    module = "layers.0.mlp.up_proj"
+    path = Path("model.safetensors")
+    shapes = {
+        "qweight": ("I32", (16, 64)),
+        "qzeros": ("I32", (1, 16)),
+        "scales": ("F16", (1, 64)),
+    }
+    tensors = {
+        f"model.{module}.{role}": SafetensorsTensor(
+            f"model.language_model.{module}.{role}", shape, dtype, 0, 0, path
+        )
+        for role, (dtype, shape) in shapes.items()
+    }
+    rules = {f"+:{prefix or '.*'}{module}": {"bits": 8, "group_size": 64}}
+    weights = stored_weights(tensors, read({**GPTQ, "dynamic": rules}))
+    [weight] = weights.values()
+    assert weight.parameter == f"model.{module}.weight"
+    assert weight.format is not None
+    assert (weight.format.bits, weight.format.group_size) == (8, 64)

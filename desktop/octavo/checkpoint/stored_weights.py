@@ -267,10 +267,11 @@ def _split(name: str, roles: Mapping[str, None]) -> tuple[str, str]:
 def _quantized(
     module: str, by_role: dict[str, SafetensorsTensor], weight_format: WeightFormat
 ) -> StoredWeight:
-    some = next(iter(by_role.values()))
+    role, some = next(iter(by_role.items()))
     if len(module) > _MAX_NAME_LENGTH:
         raise _damaged(some, "has a name of absurd length")
-    linear = weight_format.linear(module)
+    # Rules call it as the file does, which may be otherwise where the model is part of another.
+    linear = weight_format.linear(module, some.name.removesuffix("." + role))
     if linear is None:
         raise UnsupportedModelError(
             f"The tensor {some.name!r} in {some.path.name} is quantised, but the model's "

@@ -74,9 +74,9 @@ class WeightFormat:
     rules: tuple[ModuleRule, ...] = ()
     """Before the default; the first that matches holds."""
 
-    def linear(self, module: str) -> LinearFormat | None:
-        """The format of a module by its name; None: it is not quantised."""
+    def linear(self, *names: str) -> LinearFormat | None:
+        """The format of a module by any of its names; None: it is not quantised."""
         for rule in self.rules:
-            if rule.matches(module):
+            if any(rule.matches(name) for name in names):
                 return rule.format
         return self.default
