@@ -50,7 +50,10 @@ class HostStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """A snapshot of the host; `model` is the one that is loaded, loading or failed to load."""
+    """A snapshot of the host; `model` is the one that is loaded, loading or failed to load.
+
+    A model that is ready has a `progress` while something faster is prepared to compute it.
+    """
 
     status: HostStatus = HostStatus.EMPTY
     model: LibraryModel | None = None
@@ -281,7 +284,16 @@ class ModelHost:
             now = time.monotonic()
             if progress.stage != shown_stage or now - shown_at >= PROGRESS_INTERVAL_S:
                 shown_at, shown_stage = now, progress.stage
-                loop.call_soon_threadsafe(self._show_progress, progress)
+                with contextlib.suppress(RuntimeError):  # the loop has closed
+                    loop.call_soon_threadsafe(self._show_progress, progress)
+
+        later: list[LoadReport] = []
+
+        def on_report(report: LoadReport) -> None:
+            later.append(report)
+            if self._loaded is not None and self._loaded.thread is thread:
+                self._loaded = dataclasses.replace(self._loaded, report=report)
+                self._set_state(dataclasses.replace(self._state, report=report, progress=None))
 
         control = JobControl(on_progress)
         thread = EngineThread(lambda control: self._make_engine(model.path, config, control))
@@ -289,8 +301,8 @@ class ModelHost:
         plan = await asyncio.to_thread(self.plan, model)
         plan.require_fit()
         text = await asyncio.to_thread(_read_text_side, model.path)
-        report = await thread.load(control)
-        return _Loaded(thread, text, report)
+        report = await thread.load(control, on_report)
+        return _Loaded(thread, text, later[-1] if later else report)
 
     async def _unload(self) -> bool:
         if self._loaded is None:
@@ -304,7 +316,8 @@ class ModelHost:
         return came_back
 
     def _show_progress(self, progress: Progress) -> None:
-        if self._state.status is HostStatus.LOADING:
+        is_shown = self._state.status in (HostStatus.LOADING, HostStatus.READY)
+        if is_shown and progress != self._state.progress:
             self._set_state(dataclasses.replace(self._state, progress=progress))
 
     def _set_state(self, state: HostState) -> None:

@@ -12,7 +12,7 @@ from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
 from octavo.engine.kernels.cpu.limits import ACTIVATIONS, BLOCK_SIZE, GROUP, MAX_HEAD_DIM
 from octavo.engine.kernels.cpu.limits import MAX_GROUP_SIZE as MAX_SHARING_HEADS
-from octavo.engine.memory import MemoryItem, MemoryPlan, plan_memory
+from octavo.engine.memory import KV_CACHE, RESERVE, MemoryItem, MemoryPlan, plan_memory
 from octavo.engine.model_config import ModelConfig
 
 _FORMS: Mapping[GGMLType, str] = MappingProxyType(
@@ -90,6 +90,39 @@ def plan_load(
     return dataclasses.replace(
         plan, items=(*plan.items, *_doubled_embedding(header, model)), uses_kernels=True
     )
+
+
+def plan_meanwhile(plan: MemoryPlan, model: ModelConfig, config: EngineConfig) -> MemoryPlan | None:
+    """Plans torch for the time until the kernels that `plan` is for are compiled.
+
+    Its KV cache is cut as theirs, so that sequences can go from one to the other.
+
+    Returns:
+        None if there is no room for both at the same time.
+    """
+    kernels = [item for item in plan.items if item.name not in (KV_CACHE, RESERVE)]
+    kernels_bytes = sum(item.num_bytes for item in kernels)
+    rest = dataclasses.replace(plan.device, free_bytes=plan.free_bytes - kernels_bytes)
+    config = dataclasses.replace(
+        config,
+        kv_dtype=plan.kv_dtype,
+        num_kv_blocks=plan.num_kv_blocks,
+        max_model_len=plan.max_model_len,
+    )
+    meanwhile = plan_memory(model, config, rest)
+    kv_cache = [item for item in plan.items if item.name == KV_CACHE]
+    others = [item for item in meanwhile.items if item.name != KV_CACHE]
+    later = MemoryItem(
+        "CPU kernels", kernels_bytes, "weights and workspace, once they are compiled"
+    )
+    meanwhile = dataclasses.replace(
+        meanwhile,
+        device=plan.device,
+        items=(*others, *kv_cache, later),
+        num_window_blocks=plan.num_window_blocks,
+        why_not_kernels="PyTorch computes until the processor's kernels are compiled.",
+    )
+    return meanwhile if meanwhile.fits else None
 
 
 def _doubled_embedding(header: CheckpointHeader, model: ModelConfig) -> tuple[MemoryItem, ...]:

@@ -7,6 +7,7 @@ at low priority, and this process reads what the child has written.
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +18,8 @@ MODULES = ("step_loop", "worker_threads", "rotary", "rows", "attention", "moe", 
 """Importing one compiles what is in it."""
 USUAL_FORMS = ("q4_0", "q4_1", "q8_0", "q4_k", "q6_k")
 """Forms of tiles of the files that people download most."""
+ReportParts = Callable[[int, int], None]
+"""Told how many of how many parts are ready; what it raises ends the work."""
 _VARIABLE = "NUMBA_CACHE_DIR"
 _POLL_S = 0.1
 
@@ -63,12 +66,15 @@ class KernelCompiler:
     def __init__(self, folder: Path, forms: Iterable[str]) -> None:
         """Starts it."""
         self._folder = folder
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the child is)
+        self.last_words = ""
+        """Of a child that has ended: the last line that it wrote about an error."""
         self._forms = tuple(forms)
         self._process = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
             [sys.executable, "-m", "octavo.engine.kernels.cpu.preparation", *self._forms],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             # Ctrl-C is for this process, which then ends the child.
             start_new_session=True,
             env={**os.environ, _VARIABLE: str(folder)},
@@ -79,7 +85,7 @@ class KernelCompiler:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def wait(self, report: Callable[[int, int], None]) -> bool:
+    def wait(self, report: ReportParts) -> bool:
         """Waits until it is done; False if it failed, and then somebody else must compile.
 
         Args:
@@ -93,9 +99,14 @@ class KernelCompiler:
         except BaseException:
             self.close()
             raise
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+        self.last_words = said or f"it ended with the status {self._process.returncode}"
+        self.close()
         return self._process.returncode == 0
 
     def close(self) -> None:
         """Ends the child, if it still runs."""
         self._process.kill()
         self._process.wait()
+        self._errors.close()
