@@ -33,6 +33,13 @@ _FORMS: Mapping[GGMLType, str] = MappingProxyType(
 """Types of GGUF that kernels multiply by, and the forms of their tiles."""
 
 
+_PLAIN_FORMS: Mapping[str, str] = MappingProxyType(
+    {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+)
+"""Types of safetensors, and the forms of their tiles."""
+_INTEGER_FORMS = frozenset({"int4", "int8", "q4_0", "q4_1", "q8_0", "float16"})
+"""What `cpu_weights.pack` may choose for quantised matrices of a folder."""
+
 _HANDLED = frozenset(
     {
         "architecture",
@@ -152,11 +159,23 @@ def why_not_kernels(
 
 
 def kernel_forms(header: CheckpointHeader) -> frozenset[str]:
-    """The forms of tiles that a file's matrices come in, as far as its header says it."""
+    """The forms of tiles that a file's matrices come in, or may come in."""
     if isinstance(header, FolderHeader):
-        return frozenset()
+        return _folder_forms(header)
     matrices = (tensor for tensor in header.tensors.values() if len(tensor.shape) > 1)
     return frozenset(_FORMS[tensor.ggml_type] for tensor in matrices)
+
+
+def _folder_forms(header: FolderHeader) -> frozenset[str]:
+    """Of plain weights exactly; integers in groups may fit several, which their values decide."""
+    forms = {
+        _PLAIN_FORMS[tensor.dtype]
+        for tensor in header.tensors.values()
+        if len(tensor.shape) > 1 and tensor.dtype in _PLAIN_FORMS
+    }
+    if header.weight_format() is not None:
+        forms |= _INTEGER_FORMS
+    return frozenset(forms)
 
 
 def _why_not_asked_for(config: EngineConfig, device: Device) -> str:

@@ -11,6 +11,7 @@ from octavo.engine.kernels.cpu.kernel_cache import (
     KernelCompiler,
     kernel_folder,
     mark_ready,
+    mark_used,
     missing_parts,
     parts,
 )
@@ -37,6 +38,18 @@ def test_what_is_ready_is_not_missing(tmp_path: Path) -> None:
     for part in parts(FORMS)[:-1]:
         mark_ready(tmp_path, part)
     assert missing_parts(tmp_path, FORMS) == ["q8_0"]
+
+
+def test_folders_of_older_versions_go_and_two_others_stay(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abcde"]
+    for age, folder in enumerate(folders):
+        mark_ready(folder, "linear")
+        os.utime(folder, (1_000_000 - age, 1_000_000 - age))
+    (tmp_path / "file").touch()
+    mark_used(folders[4])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "e", "file"]
+    mark_used(folders[1])
+    assert all(folder.is_dir() for folder in (folders[0], folders[1], folders[4]))
 
 
 def test_a_cancelled_wait_ends_the_child(tmp_path: Path) -> None:

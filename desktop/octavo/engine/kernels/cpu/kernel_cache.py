@@ -4,7 +4,9 @@ Compiling holds Python's lock for most of a minute, which would stop the window;
 at low priority, and this process reads what the child has written.
 """
 
+import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,8 @@ from pathlib import Path
 
 from octavo.engine.kernels.cpu.simd_tier import cache_key
 
+logger = logging.getLogger(__name__)
+
 MODULES = ("step_loop", "worker_threads", "rotary", "rows", "attention", "moe", "linear")
 """Importing one compiles what is in it."""
 USUAL_FORMS = ("q4_0", "q4_1", "q8_0", "q4_k", "q6_k")
@@ -22,6 +26,8 @@ ReportParts = Callable[[int, int], None]
 """Told how many of how many parts are ready; what it raises ends the work."""
 _VARIABLE = "NUMBA_CACHE_DIR"
 _POLL_S = 0.1
+_KEPT_FOLDERS = 3
+"""Versions whose kernels are kept: two installations side by side, and the one before an update."""
 
 
 def kernel_folder(cache_dir: str | None) -> Path | None:
@@ -54,6 +60,23 @@ def mark_ready(folder: Path, part: str) -> None:
 def missing_parts(folder: Path | None, forms: Iterable[str]) -> list[str]:
     """What is not compiled yet."""
     return [part for part in parts(forms) if folder is None or not _marker(folder, part).exists()]
+
+
+def mark_used(folder: Path) -> None:
+    """Notes that kernels were read from a folder, and removes those used longest ago.
+
+    Each version of Octavo, each tier and each compiler has a folder of its own beside this one.
+    """
+    folder.touch()
+    try:
+        others = [one for one in folder.parent.iterdir() if one.is_dir() and one != folder]
+        others.sort(key=lambda one: one.stat().st_mtime, reverse=True)
+    except OSError as error:
+        logger.warning("%s cannot be tidied: %s", folder.parent, error)
+        return
+    for old in others[_KEPT_FOLDERS - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)
+        logger.info("Removed %s, kernels of another version", old)
 
 
 def _marker(folder: Path, part: str) -> Path:

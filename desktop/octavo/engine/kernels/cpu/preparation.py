@@ -18,8 +18,10 @@ from octavo.engine.kernels.cpu.kernel_cache import (
     MODULES,
     KernelCompiler,
     ReportParts,
+    is_cache_given,
     kernel_folder,
     mark_ready,
+    mark_used,
     missing_parts,
     parts,
 )
@@ -68,6 +70,8 @@ def prepare_kernels(
         _load(part)
         if folder is not None:
             mark_ready(folder, part)
+    if folder is not None and not is_cache_given():
+        mark_used(folder)
 
 
 def _load(part: str) -> None:
