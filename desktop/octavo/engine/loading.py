@@ -3,16 +3,14 @@
 import dataclasses
 import logging
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
-from octavo.checkpoint.header import read_checkpoint
 from octavo.engine.block_manager import BlockManager
-from octavo.engine.checkpoint_parts import read_model_config, read_tokenizer
+from octavo.engine.checkpoint_parts import CheckpointParts, read_parts
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, default_cpu_threads, detect_devices
 from octavo.engine.engine import Engine
@@ -40,33 +38,42 @@ _TORCH_THREADS = torch.get_num_threads()
 """As torch chose them for this machine."""
 
 
-def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[Engine, LoadReport]:
+def load_engine(
+    source: Path | CheckpointParts, config: EngineConfig, control: JobControl
+) -> tuple[Engine, LoadReport]:
     """Loads a GGUF file or a folder of safetensors; blocking, on the thread that steps the engine.
 
     Where the CPU's kernels must be compiled first and the configuration does not wait for them,
     torch computes until then, and the engine has an `upgrade`.
+
+    Args:
+        source: the file or folder, or what has been read of it.
+        config: what was chosen.
+        control: of the load.
 
     Raises:
         ModelError: the file is damaged or of a kind Octavo does not run.
         InsufficientMemoryError: it does not fit; nothing was allocated.
         JobCancelled: `control` was cancelled.
     """
-    load = _Load(path, config, control)
+    load = _Load(source, config, control)
     plan = load.plan()
     plan.require_fit()
     meanwhile = None
     if plan.uses_kernels and not config.waits_for_kernels and not load.are_kernels_compiled():
-        meanwhile = plan_meanwhile(plan, load.model_config, config)
+        meanwhile = plan_meanwhile(plan, load.parts.model_config, config)
     used_plan = meanwhile or plan
     if used_plan.uses_kernels:
         load.compile_kernels(_progress_of(control, "Preparing the processor's kernels, once"))
     executor = load.executor(used_plan, control)
-    engine = assemble_engine(executor, load.tokenizer, load.model_config, used_plan, config)
+    parts = load.parts
+    engine = assemble_engine(executor, parts.tokenizer, parts.model_config, used_plan, config)
     report = load.report(executor, used_plan)
     if meanwhile is not None:
         report = dataclasses.replace(report, is_temporary=True)
         engine.upgrade = KernelUpgrade(engine, load, plan, report)
-    logger.info("Loaded %s in %.2f s on %s", path.name, report.load_s, plan.device.name)
+    name = load.parts.header.path.name
+    logger.info("Loaded %s in %.2f s on %s", name, report.load_s, plan.device.name)
     return engine, report
 
 
@@ -114,22 +121,20 @@ def _make_runner(
 class _Load:
     """What one load has read of its checkpoint, and what it makes of it."""
 
-    def __init__(self, path: Path, config: EngineConfig, control: JobControl) -> None:
+    def __init__(
+        self, source: Path | CheckpointParts, config: EngineConfig, control: JobControl
+    ) -> None:
         self._started_at = time.perf_counter()
         self._rss_before = psutil.Process().memory_info().rss
         self._config = config
         torch.set_num_threads(_TORCH_THREADS)
         control.report(Progress("Reading the model file"))
-        self._header = read_checkpoint(path)
-        self.model_config = read_model_config(self._header)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        return read_tokenizer(self._header)
+        self.parts = read_parts(source) if isinstance(source, Path) else source
+        self._header = self.parts.header
 
     def plan(self) -> MemoryPlan:
         device = choose_device(self._config, detect_devices())
-        return plan_load(self._header, self.model_config, self._config, device)
+        return plan_load(self._header, self.parts.model_config, self._config, device)
 
     def are_kernels_compiled(self) -> bool:
         from octavo.engine.kernels.cpu.kernel_cache import kernel_folder, missing_parts
@@ -151,20 +156,22 @@ class _Load:
 
     def executor(self, plan: MemoryPlan, control: JobControl) -> Executor:
         """Reads the weights, for the kernels or for torch."""
-        model = build_model(self.model_config, plan)
-        load_weights(model, self._header, self.model_config, control)
+        model_config, config = self.parts.model_config, self._config
+        model = build_model(model_config, plan)
+        load_weights(model, self._header, model_config, control)
         if not plan.uses_kernels:
             control.report(Progress("Preparing the KV cache"))
-            return choose_executor(model, self.model_config, plan, self._config)
+            return choose_executor(model, model_config, plan, config)
         from octavo.engine.cpu_executor import CPUExecutor
 
         control.report(Progress("Arranging the weights for the processor"))
-        num_threads = self._config.cpu_threads or default_cpu_threads()
-        return CPUExecutor(model, self.model_config, plan, self._config, num_threads=num_threads)
+        num_threads = config.cpu_threads or default_cpu_threads()
+        return CPUExecutor(model, model_config, plan, config, num_threads=num_threads)
 
     def runner(self, executor: Executor, plan: MemoryPlan) -> ModelRunner:
         """To be called on the thread that steps."""
-        return _make_runner(executor, self.tokenizer, self.model_config, plan, self._config)
+        parts = self.parts
+        return _make_runner(executor, parts.tokenizer, parts.model_config, plan, self._config)
 
     def report(self, executor: Executor, plan: MemoryPlan) -> LoadReport:
         """What has been reached until now."""
@@ -175,7 +182,7 @@ class _Load:
             resident_growth_bytes=psutil.Process().memory_info().rss - self._rss_before,
             executor=executor.name,
             executor_reason=" ".join(filter(None, reasons)),
-            weights_note=_weights_note(self.model_config, plan),
+            weights_note=_weights_note(self.parts.model_config, plan),
             left_out_note=self._header.left_out,
         )
 
