@@ -4,11 +4,13 @@ The numbers are asked for by everything that lists models; the libraries of the 
 when a model is.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.checkpoint.folder import FolderHeader
 from octavo.checkpoint.gguf import GGUFHeader
-from octavo.checkpoint.header import CheckpointHeader
+from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_config_gguf import model_config_from_gguf
 from octavo.engine.model_config_hf import model_config_from_folder
@@ -18,6 +20,21 @@ from octavo.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from octavo.engine.chat_template import ChatTemplate
     from octavo.engine.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointParts:
+    """What was read of a checkpoint before its weights; read only, for any thread."""
+
+    header: CheckpointHeader
+    model_config: ModelConfig
+    tokenizer: "Tokenizer"
+
+
+def read_parts(path: Path) -> CheckpointParts:
+    """Reads all but the weights; raises as `read_checkpoint`, `read_model_config`."""
+    header = read_checkpoint(path)
+    return CheckpointParts(header, read_model_config(header), read_tokenizer(header))
 
 
 def read_model_config(header: CheckpointHeader) -> ModelConfig:

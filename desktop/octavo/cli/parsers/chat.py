@@ -104,7 +104,8 @@ def add_bench(verbs: Verbs) -> None:
         dest="long_workloads",
         help="leave out the long prompt and the shared prefix",
     )
-    parser.set_defaults(verb="bench:bench_verb")
+    # Figures are of the kernels, even where they must be compiled first.
+    parser.set_defaults(verb="bench:bench_verb", waits_for_kernels=True)
 
 
 def add_generate(verbs: Verbs) -> None:
