@@ -23,7 +23,7 @@ from octavo.engine.planning import plan_load
 from octavo.engine.request import EngineStats, GenerationDelta, GenerationRequest
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.thread import EngineThread, SteppedEngine
-from octavo.errors import ChatTemplateError, EngineClosedError, OctavoError
+from octavo.errors import ChatTemplateError, DeviceLostError, EngineClosedError, OctavoError
 from octavo.events import Event
 from octavo.hub.library import LibraryModel
 from octavo.jobs import JobControl, Progress
@@ -266,6 +266,8 @@ class ModelHost:
     def _require(self) -> _Loaded:
         loaded = self._loaded
         if loaded is None:
+            if isinstance(self._state.error, DeviceLostError):
+                raise self._state.error
             raise EngineClosedError("No model is loaded.", hint="Load one first.")
         return loaded
 
@@ -284,13 +286,23 @@ class ModelHost:
                 loop.call_soon_threadsafe(self._show_progress, progress)
 
         control = JobControl(on_progress)
-        thread = EngineThread(lambda control: self._make_engine(model.path, config, control))
+        thread = EngineThread(
+            lambda control: self._make_engine(model.path, config, control), on_lost=self._lose
+        )
         # The plan first: what cannot fit is refused before torch is even imported.
         plan = await asyncio.to_thread(self.plan, model)
         plan.require_fit()
         text = await asyncio.to_thread(_read_text_side, model.path)
         report = await thread.load(control)
         return _Loaded(thread, text, report)
+
+    def _lose(self, error: DeviceLostError) -> None:
+        """The engine has ended by itself; whoever asks from now on is told why."""
+        if self._loaded is None:  # unloaded meanwhile
+            return
+        self._loaded = None
+        self._running.remove()
+        self._set_state(HostState(HostStatus.FAILED, self._state.model, error=error))
 
     async def _unload(self) -> bool:
         if self._loaded is None:

@@ -42,8 +42,12 @@ class BenchRow:
 
 def bench_verb(options: argparse.Namespace, paths: AppPaths) -> int:
     """`octavo bench [MODEL]`."""
+    if options.tune:
+        from octavo.cli.tune import tune
+
+        return tune(options, paths)
     if options.dummy_weights:
-        return dummy_bench(options)
+        return dummy_bench(options, paths)
     for name in ("prompt_tokens", "output_tokens", "repetitions"):
         if getattr(options, name) < (2 if name == "output_tokens" else 1):
             raise InvalidInputError(f"--{name.replace('_', '-')} is {getattr(options, name)}.")

@@ -50,7 +50,15 @@ class ProgressLine:
 
 def make_core(options: argparse.Namespace, paths: AppPaths) -> Core:
     """A core whose engine settings are the settings file's with the command line's on top."""
-    names = ("device", "dtype", "weights", "kv_dtype", "max_model_len", "max_num_seqs")
+    names = (
+        "device",
+        "dtype",
+        "weights",
+        "kv_dtype",
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+    )
     given = {name: getattr(options, name, None) for name in names}
     overrides = {name: value for name, value in given.items() if value is not None}
     core = Core(paths, engine_overrides=overrides)

@@ -1,6 +1,7 @@
 """`CudaExecutor`: a decoder on an NVIDIA card, by Triton kernels and CUDA graphs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -8,7 +9,8 @@ from octavo.engine.attention.base import AttentionMetadata, WindowTables
 from octavo.engine.attention.triton_attention import TritonAttention
 from octavo.engine.batch import DecodeStep, StepInputs
 from octavo.engine.decode_graphs import ChosenTokens, DecodeGraphs
-from octavo.engine.kernels.triton.decode_attention import DecodeShape
+from octavo.engine.kernels.triton.attention_tiling import load_tilings
+from octavo.engine.kernels.triton.decode_attention import DecodeShape, padded_head_dim
 from octavo.engine.kernels.triton.decode_inputs import rotate_positions
 from octavo.engine.kernels.triton.heads import HeadRotation
 from octavo.engine.kernels.triton.launch import overlaps_launches
@@ -35,6 +37,7 @@ class CudaExecutor:
         max_num_seqs: int,
         reason: str = "",
         make_matrix: MakeMatrix | None = None,
+        tuning_table: Path | None = None,
     ) -> None:
         """Allocates the KV cache and captures the decode steps.
 
@@ -45,6 +48,7 @@ class CudaExecutor:
             max_num_seqs: the most sequences of a step.
             reason: why this executor was chosen.
             make_matrix: how linear layers are multiplied by; None: as the model holds them.
+            tuning_table: of this machine's own card; None: there is none.
 
         Raises:
             InsufficientMemoryError: the cache could not be allocated.
@@ -73,6 +77,7 @@ class CudaExecutor:
             self._device,
             max_model_len=plan.max_model_len,
             overlap=overlap,
+            tilings=load_tilings(plan.device.name, padded_head_dim(config.head_dim), tuning_table),
         )
         with torch.inference_mode():
             self._fused = FusedDecoder(model, config, overlap=overlap, make_matrix=make_matrix)

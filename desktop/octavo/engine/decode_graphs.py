@@ -19,11 +19,11 @@ from octavo.engine.kernels.triton.decode_inputs import DecodeInputs, begin_step
 from octavo.engine.kernels.triton.heads import HeadRotation
 from octavo.engine.kernels.triton.sampling import choose_tokens
 from octavo.engine.kv_cache import KVCache
-from octavo.engine.memory import decode_graph_sizes
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder
 from octavo.engine.models.fused_decoder import FusedDecoder
 from octavo.engine.staging import stage
+from octavo.engine.step_memory import decode_graph_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -301,6 +301,7 @@ class DecodeGraphs:
             run()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
+        # Other threads may read weights meanwhile, and allocate and wait for that.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             run()
         return graph.replay

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ from octavo.engine.block_manager import BlockManager
 from octavo.engine.checkpoint_parts import read_model_config, read_tokenizer
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, default_cpu_threads, detect_devices
+from octavo.engine.device_errors import device_errors, free_device_memory
 from octavo.engine.engine import Engine
 from octavo.engine.executor import Executor
 from octavo.engine.executors import choose_executor
@@ -33,6 +35,7 @@ _TORCH_THREADS = torch.get_num_threads()
 """As torch chose them for this machine."""
 
 
+@device_errors()
 def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[Engine, LoadReport]:
     """Loads a GGUF file or a folder of safetensors; blocking, on the thread that steps the engine.
 
@@ -40,6 +43,7 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
         ModelError: the file is damaged or of a kind Octavo does not run.
         InsufficientMemoryError: it does not fit; nothing was allocated.
         JobCancelled: `control` was cancelled.
+        DeviceMemoryError, DeviceLostError: as `device_errors` says.
     """
     started_at = time.perf_counter()
     torch.set_num_threads(_TORCH_THREADS)
@@ -54,8 +58,13 @@ def load_engine(path: Path, config: EngineConfig, control: JobControl) -> tuple[
     if plan.uses_kernels:
         _prepare_kernels(header, config, control)
     model = build_model(model_config, plan)
-    load_weights(model, header, model_config, control)
-    executor = _make_executor(model, model_config, plan, config, control)
+    if plan.device.kind == "cuda" and not plan.keeps_packed:
+        executor = _load_and_prepare(model, header, model_config, plan, config, control)
+    else:
+        load_weights(model, header, model_config, control)
+        executor = _make_executor(model, model_config, plan, config, control)
+    # Pinned buffers and scratch of the reading.
+    free_device_memory()
     engine = assemble_engine(executor, tokenizer, model_config, plan, config)
     report = LoadReport(
         plan=plan,
@@ -85,13 +94,13 @@ def assemble_engine(
         plan.num_group_blocks,
         plan.block_size,
         windows=[group.window for group in kv_groups(model_config, plan.max_model_len)],
-        max_step_tokens=config.max_num_batched_tokens,
+        max_step_tokens=plan.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
     )
     scheduler = Scheduler(
         block_manager,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=plan.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
     )
     return Engine(runner, tokenizer, scheduler, block_manager, max_model_len=plan.max_model_len)
@@ -105,6 +114,25 @@ def _prepare_kernels(header: CheckpointHeader, config: EngineConfig, control: Jo
         control.report(Progress("Preparing the processor's kernels, once", done, total))
 
     prepare_kernels(kernel_forms(header), config.kernel_cache_dir, report)
+
+
+def _load_and_prepare(
+    model: Decoder,
+    header: CheckpointHeader,
+    model_config: ModelConfig,
+    plan: MemoryPlan,
+    config: EngineConfig,
+    control: JobControl,
+) -> Executor:
+    """Compiles kernels and captures steps while another thread reads the weights.
+
+    Neither asks what the weights are, only where: they have their places already.
+    """
+    with ThreadPoolExecutor(1, "octavo-load") as pool:
+        reading = pool.submit(load_weights, model, header, model_config, control)
+        executor = choose_executor(model, model_config, plan, config)
+        reading.result()
+    return executor
 
 
 def _make_executor(

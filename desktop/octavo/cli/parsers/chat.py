@@ -46,6 +46,7 @@ def add_bench(verbs: Verbs) -> None:
             Example("octavo bench starter --streams 1 4 16 --json", "one JSON object"),
             Example("octavo bench --dummy-weights Llama-3.2-1B", "no model file; see below"),
             Example("octavo bench starter --against llama.cpp", "both in turn, with ratios"),
+            Example("octavo bench --tune", "measure this machine's GPU, once"),
         ],
         environment=["CUDA_VISIBLE_DEVICES"],
     )
@@ -73,6 +74,12 @@ def add_bench(verbs: Verbs) -> None:
         "--peer-python",
         metavar="PATH",
         help="the Python that has it; default: the one that runs Octavo",
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="instead, find out how attention runs fastest on this GPU, and keep it for every model"
+        " (minutes; some cards are known already)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     add_engine(parser)

@@ -21,6 +21,7 @@ from octavo.engine.attention.base import (
     WindowTables,
 )
 from octavo.engine.attention.kv_types import store_heads
+from octavo.engine.kernels.triton.attention_tiling import AttentionTilings
 from octavo.engine.kernels.triton.decode_attention import (
     DecodeShape,
     SplitScratch,
@@ -89,6 +90,7 @@ class TritonAttention:
         *,
         max_model_len: int,
         overlap: bool = False,
+        tilings: AttentionTilings | None = None,
     ) -> None:
         """Args:
         shape: the model's.
@@ -96,7 +98,9 @@ class TritonAttention:
         device: where all lies.
         max_model_len: the longest context.
         overlap: whether kernels may overlap with those before them.
+        tilings: of the card, for the decodes; None: the default.
         """
+        self._tilings = tilings or AttentionTilings()
         self.shape = shape
         self.dtype = dtype
         self.device = device
@@ -127,10 +131,14 @@ class TritonAttention:
 
     def make_scratch(self, num_seqs: int) -> SplitScratch:
         """Room for the parts of a decode step."""
+        tiling = self._tilings.find(num_seqs)
         splits = num_splits(
-            num_seqs, self.shape.num_kv_heads, self._max_model_len, self._num_processors
+            num_seqs,
+            self.shape.num_kv_heads,
+            self._max_model_len,
+            tiling.programs * self._num_processors,
         )
-        return SplitScratch(num_seqs, self.shape, splits, self.device)
+        return SplitScratch(num_seqs, self.shape, splits, self.device, tiling)
 
     def _prefill(self, metadata: AttentionMetadata) -> _Prefill | None:
         num_decode = metadata.num_decode
