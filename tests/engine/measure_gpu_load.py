@@ -205,16 +205,17 @@ def measure(path: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--files", nargs="*", default=[FOLDER, GGUF], choices=[FOLDER, GGUF])
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
         print(json.dumps(measure(options.child)))
         return
-    paths = [options.folder / FOLDER, options.folder / GGUF]
-    for path, write in zip(paths, (write_folder, write_gguf_file), strict=True):
+    paths = [options.folder / name for name in options.files]
+    for path in paths:
         if not path.exists():
             started_at = time.perf_counter()
-            write(path)
+            (write_gguf_file if path.name == GGUF else write_folder)(path)
             print(f"{path.name} written in {time.perf_counter() - started_at:.1f} s", flush=True)
     with tempfile.TemporaryDirectory() as cache:
         for path in paths:
@@ -231,7 +232,7 @@ def main() -> None:
                 )
                 print(f"{path.name}, {case}:")
                 if outcome.returncode:
-                    print(outcome.stderr[-3000:], flush=True)
+                    print(outcome.stderr[:4000], flush=True)
                     continue
                 for name, value in json.loads(outcome.stdout.splitlines()[-1]).items():
                     shown = f"{value:,.3f}" if isinstance(value, float) else value

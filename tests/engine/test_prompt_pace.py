@@ -1,11 +1,8 @@
 """How much of a prompt a step takes while others' answers are streamed."""
 
-from octavo.engine.prompt_pace import STREAMED_STEP_S, PromptPace
+from octavo.engine.prompt_pace import STREAMED_STEP_S, PromptPace, attention_reach
 from tests.engine.fake_model import FakeEngine
-
-
-def beside_one(pace: PromptPace) -> int:
-    return pace.step_budget(1) - 1
+from tests.support.model_shapes import LLAMA_8B
 
 
 def test_alone_a_prompt_gets_the_whole_budget() -> None:
@@ -16,17 +13,17 @@ def test_alone_a_prompt_gets_the_whole_budget() -> None:
 
 def test_beside_streams_a_step_takes_as_many_tokens_as_fit_its_time() -> None:
     pace = PromptPace(16384)
-    assert beside_one(pace) == 2048
-    for rate, expected in ((44_000, 4400), (9_000, 900), (100, 128), (1e6, 16383)):
+    assert pace.step_budget(1) == 2048
+    for rate, expected in ((44_000, 4352), (9_000, 896), (100, 129), (1e6, 16384)):
         pace.note(4096, 4096 / rate)
-        assert beside_one(pace) == expected, rate
+        assert pace.step_budget(1) == expected, rate
 
 
 def test_small_steps_say_nothing_about_prompts() -> None:
     pace = PromptPace(16384)
     pace.note(64, 5.0)
     pace.note(4096, 0.0)
-    assert beside_one(pace) == 2048
+    assert pace.step_budget(1) == 2048
 
 
 def test_a_small_budget_is_given_out_whole() -> None:
@@ -46,17 +43,20 @@ def test_less_from_now_on_where_memory_is_short() -> None:
     assert PromptPace(512).step_budget(600) == 512
 
 
-def test_a_machine_that_slows_down_with_the_context_keeps_its_time() -> None:
-    """Seconds grow with the tokens before, as attention does; chunks become smaller."""
-    pace, computed, times = PromptPace(16384), 0, []
+def test_the_end_of_a_long_prompt_takes_no_longer_steps_than_its_beginning() -> None:
+    reach = attention_reach(LLAMA_8B)
+    assert 10_000 < reach < 15_000
+    pace, computed, times = PromptPace(16384, reach=reach), 0, []
+    pace.note(4096, 4096 / 44_000)
     while computed < 100_000:
-        num_tokens = beside_one(pace)
-        seconds = 0.005 + num_tokens / 44_000 * (1 + computed / 50_000)
-        pace.note(num_tokens, seconds)
+        num_tokens = pace.step_budget(1, computed) - 1
+        weight = 1 + (computed + num_tokens / 2) / 12_000
+        seconds = 0.005 + num_tokens * weight / 44_000
+        pace.note(num_tokens * weight, seconds)
         times.append(seconds)
         computed += num_tokens
-    assert max(times) < 1.2 * STREAMED_STEP_S
-    assert min(times[2:]) > 0.7 * STREAMED_STEP_S
+    assert max(times) < 1.3 * STREAMED_STEP_S
+    assert min(times) > 0.6 * STREAMED_STEP_S
 
 
 def test_the_scheduler_cuts_prompts_beside_streams_only() -> None:

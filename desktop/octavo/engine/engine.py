@@ -109,9 +109,9 @@ class Engine:
         self._block_manager = block_manager
         self._max_model_len = max_model_len
         self._clock = clock
-        # Since when the device computes without a break, and how many tokens so far.
+        # Since when the device computes without a break, and how much so far.
         self._busy_since: float | None = None
-        self._num_busy_tokens = 0
+        self._busy_work = 0.0
         self._running: dict[str, _Running] = {}
         self._next_sequence_id = 0
         # Whether the latest step found too little memory.
@@ -173,7 +173,7 @@ class Engine:
         After a failed step the cache may hold blocks that were only half written.
         """
         self._ahead = self._busy_since = None
-        self._num_busy_tokens = 0
+        self._busy_work = 0.0
         deltas: list[GenerationDelta] = []
         for request_id in tuple(self._running):
             deltas += self._fail(request_id, error)
@@ -254,7 +254,7 @@ class Engine:
         """Frees what a failed step held; steps with prompts are smaller from now on."""
         logger.warning("A step of %d tokens found no memory: %s", batch.num_tokens, error)
         self._ahead = self._busy_since = None
-        self._num_busy_tokens = 0
+        self._busy_work = 0.0
         self._runner.recover([item.sequence for item in batch.sequences])
         if any(item.num_tokens > 1 for item in batch.sequences):
             self._scheduler.pace.lower(batch.num_tokens // 2)
@@ -284,12 +284,13 @@ class Engine:
 
     def _note_pace(self, batch: ScheduledBatch, output: StepOutput) -> None:
         """Measures steps by when their tokens come: one without any may not be over yet."""
-        self._num_busy_tokens += batch.num_tokens
+        if batch.num_tokens > len(batch.sequences):
+            self._busy_work += self._scheduler.pace.work(batch)
         if not output.tokens or self._busy_since is None:
             return
         now = self._clock()
-        self._scheduler.pace.note(self._num_busy_tokens, now - self._busy_since)
-        self._num_busy_tokens = 0
+        self._scheduler.pace.note(self._busy_work, now - self._busy_since)
+        self._busy_work = 0.0
         self._busy_since = None if self._ahead is None else now
 
     def stats(self) -> EngineStats:

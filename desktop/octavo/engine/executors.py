@@ -32,8 +32,17 @@ def choose_executor(
     config: EngineConfig,
     *,
     make_matrix: "MakeMatrix | None" = None,
+    await_weights: Callable[[], object] = lambda: None,
 ) -> Executor:
-    """Makes the fastest executor that can run a loaded model on the plan's device.
+    """Makes the fastest executor that can run a model on the plan's device.
+
+    Args:
+        model: loaded, or being loaded.
+        model_config: its numbers.
+        plan: for it.
+        config: what was asked for.
+        make_matrix: as of `CudaExecutor`.
+        await_weights: returns when the model is loaded.
 
     Raises:
         InsufficientMemoryError: its KV cache could not be allocated.
@@ -53,6 +62,7 @@ def choose_executor(
         max_num_seqs=config.max_num_seqs,
         reason=f"Triton builds kernels for {plan.device.name}.",
         make_matrix=make_matrix,
+        await_weights=await_weights,
         tuning_table=None if config.gpu_tuning_table is None else Path(config.gpu_tuning_table),
     )
 

@@ -24,6 +24,7 @@ from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_runner import ModelRunner
 from octavo.engine.models.decoder import Decoder, build_model
 from octavo.engine.planning import kernel_forms, plan_load
+from octavo.engine.prompt_pace import PromptPace, attention_reach
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.weights.load import load_weights
@@ -102,6 +103,7 @@ def assemble_engine(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=plan.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
+        pace=PromptPace(plan.max_num_batched_tokens, reach=attention_reach(model_config)),
     )
     return Engine(runner, tokenizer, scheduler, block_manager, max_model_len=plan.max_model_len)
 
@@ -124,13 +126,10 @@ def _load_and_prepare(
     config: EngineConfig,
     control: JobControl,
 ) -> Executor:
-    """Compiles kernels and captures steps while another thread reads the weights.
-
-    Neither asks what the weights are, only where: they have their places already.
-    """
+    """Compiles kernels while another thread reads the weights."""
     with ThreadPoolExecutor(1, "octavo-load") as pool:
         reading = pool.submit(load_weights, model, header, model_config, control)
-        executor = choose_executor(model, model_config, plan, config)
+        executor = choose_executor(model, model_config, plan, config, await_weights=reading.result)
         reading.result()
     return executor
 

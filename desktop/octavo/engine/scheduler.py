@@ -29,8 +29,16 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        pace: PromptPace | None = None,
     ) -> None:
-        self.pace = PromptPace(max_num_batched_tokens)
+        """Args:
+        block_manager: of the cache.
+        max_num_seqs: that run at a time.
+        max_num_batched_tokens: of a step.
+        max_model_len: of a sequence, in tokens.
+        pace: of prompts beside streams; None: one that knows nothing of the model.
+        """
+        self.pace = pace or PromptPace(max_num_batched_tokens)
         self._block_manager = block_manager
         self._max_num_seqs = max_num_seqs
         self._max_model_len = max_model_len
@@ -107,7 +115,9 @@ class Scheduler:
         preempted: list[Sequence] = []
         finished = self._finish_outgrown()
         running = self._running_in_order()
-        budget = self.pace.step_budget(sum(one.num_remaining_tokens == 1 for one in running))
+        num_decodes = sum(one.num_remaining_tokens == 1 for one in running)
+        contexts = [one.num_computed_tokens for one in running[num_decodes:]]
+        budget = self.pace.step_budget(num_decodes, contexts[0] if contexts else 0)
 
         for sequence in running:
             if budget == 0:
@@ -164,7 +174,7 @@ class Scheduler:
                 decodes.append(ScheduledSequence(sequence, position, 1))
             else:
                 return None
-        budget = self.pace.step_budget(len(decodes))
+        budget = self.pace.step_budget(len(decodes), prompts[0].start if prompts else 0)
         if num_live < len(self._running) or len(decodes) >= budget:
             return None
         scheduled = decodes

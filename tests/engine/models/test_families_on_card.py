@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from octavo.checkpoint.header import read_checkpoint
 from octavo.engine import loading
+from octavo.engine.checkpoint_parts import read_model_config
 from octavo.engine.config import EngineConfig
 from octavo.engine.tokenizer import tokenizer_from_metadata
 from octavo.jobs import JobControl
@@ -69,6 +71,7 @@ def test_log_probabilities(
     results = run_all(
         engine, [request(str(index), prompt, **asked) for index, prompt in enumerate(prompts)]
     )
+    model_config = read_model_config(read_checkpoint(tmp_path))
     exact_twin = load_twin(tmp_path, torch.float32)
     rounding_twin = load_twin(tmp_path, torch.bfloat16)
     for index, prompt in enumerate(prompts):
@@ -80,5 +83,7 @@ def test_log_probabilities(
         exact = logprobs_of(exact_twin, token_ids)
         rounded = logprobs_of(rounding_twin, token_ids)
         ours, theirs = (found - exact).abs(), (rounded - exact).abs()
-        assert ours.mean() <= 1.5 * theirs.mean() + 0.01, (ours.mean(), theirs.mean())
-        assert ours.max() <= 2 * theirs.max() + 0.1, (ours.max(), theirs.max())
+        # Rounding sends a token to other experts now and then, here and there at other places.
+        slack = 1.0 if model_config.moe is None else 2.0
+        assert ours.mean() <= slack * 1.5 * theirs.mean() + 0.01, (ours.mean(), theirs.mean())
+        assert ours.max() <= slack * 2 * theirs.max() + 0.1, (ours.max(), theirs.max())

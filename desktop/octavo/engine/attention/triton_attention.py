@@ -49,6 +49,8 @@ packs of prompts, but prepares itself anew for each length."""
 _VARLEN_OPTIONS: dict[str, Any] = (
     {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 )
+_TORCH_HEAD_STEP = 8
+"""Heads of other sizes torch's kernels do not take."""
 _CPU_PROCESSORS = 8
 """For Triton's interpreter, which has no multiprocessors to count."""
 
@@ -299,6 +301,7 @@ class TritonAttentionStep:
             and storage_kind(cache, query.dtype) == SAME
             and query.dtype is not torch.float32
             and query.is_cuda
+            and query.shape[-1] % _TORCH_HEAD_STEP == 0
         )
         if prefill is not None and by_torch and num_decode == 0 and len(prefill.fresh) == 1:
             run = prefill.fresh[0]
