@@ -78,7 +78,12 @@ class CPUExecutor:
         self._threads = WorkerThreads(num_threads, scratch_bytes)
         # One for the step that runs, one for the step that is begun meanwhile.
         self._step, self._other_step = (
-            StepArrays(len(groups), config.num_heads // config.num_kv_heads, max_rows)
+            StepArrays(
+                len(groups),
+                config.num_heads // config.num_kv_heads,
+                max_rows,
+                max_split_tiles=self._program.max_split_tiles,
+            )
             for _ in range(2)
         )
 
