@@ -43,6 +43,8 @@ class EngineConfig:
     """Where compiled kernels are kept; None: where Numba keeps what it compiles."""
     gpu_tuning_table: str | None = None
     """What `octavo bench --tune` wrote about this machine's card; None: nothing."""
+    waits_for_kernels: bool = True
+    """Whether a load waits until the kernels are compiled; else torch answers until then."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -31,6 +31,8 @@ DEFAULT_CPU_SEQUENCES = 4
 
 _INTEGER_LAYOUTS = (Layout.PACKED_INTEGERS, Layout.GPTQ, Layout.AWQ)
 _WEIGHTS, _UNPACKED_WEIGHTS = "Weights", "Unpacked weights"
+KV_CACHE, RESERVE = "KV cache", "Reserve"
+"""Names of items of a plan."""
 
 _GIB = 2**30
 _CONTEXT_BYTES = 5 * 2**27
@@ -228,7 +230,7 @@ def _plan_in(
         config, device, groups, max_model_len, num_tokens, rest_bytes, block_bytes
     )
     kv_cache = MemoryItem(
-        "KV cache",
+        KV_CACHE,
         sum(count * size for count, size in zip(num_blocks, block_bytes, strict=True)),
         _kv_detail(groups, num_blocks, config.block_size, kv_dtype),
     )
@@ -342,9 +344,9 @@ def _driver(model: ModelConfig, config: EngineConfig, dtype: str) -> tuple[Memor
 def _reserve(device: Device) -> MemoryItem:
     if device.kind == "cpu":
         num_bytes = max(_GIB, device.total_bytes // 10)
-        return MemoryItem("Reserve", num_bytes, "left to the system and other programs")
+        return MemoryItem(RESERVE, num_bytes, "left to the system and other programs")
     num_bytes = min(_MOST_RESERVED_BYTES, max(_GIB // 4, device.total_bytes // 20))
-    return MemoryItem("Reserve", num_bytes, "left to the screen and other programs")
+    return MemoryItem(RESERVE, num_bytes, "left to the screen and other programs")
 
 
 def _remedies(plan: MemoryPlan, model: ModelConfig, config: EngineConfig) -> tuple[str, ...]:

@@ -5,14 +5,11 @@ prompt that begins at its first token has all its keys in the step itself, and t
 which know nothing of blocks, are faster there.
 """
 
-import inspect
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.nn.attention.varlen import varlen_attn
 
 from octavo.engine.attention.base import (
     AttentionMetadata,
@@ -45,10 +42,6 @@ from octavo.engine.staging import stage
 _LONG_PROMPT_TOKENS = 4096
 """From here on a prompt gets a call of its own: cuDNN's kernel is 1.7 times as fast as the one for
 packs of prompts, but prepares itself anew for each length."""
-# torch 2.11 shares key heads unasked; later ones want to be told.
-_VARLEN_OPTIONS: dict[str, Any] = (
-    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-)
 _TORCH_HEAD_STEP = 8
 """Heads of other sizes torch's kernels do not take."""
 _CPU_PROCESSORS = 8
@@ -367,7 +360,8 @@ class TritonAttentionStep:
             )
             return attended.squeeze(0).transpose(0, 1)
         left = -1 if rule.window is None else rule.window - 1
-        packed = varlen_attn(
+        # The operation beneath `varlen_attn`, whose module takes seconds to be imported.
+        packed: torch.Tensor = torch.ops.aten._flash_attention_forward(
             query,
             key,
             value,
@@ -375,9 +369,11 @@ class TritonAttentionStep:
             run.cu_seqlens,
             longest,
             longest,
+            0.0,
+            is_causal=rule.window is None,
+            return_debug_mask=False,
             scale=rule.scale,
-            window_size=(left, 0),
-            **_VARLEN_OPTIONS,
-        )
-        assert isinstance(packed, torch.Tensor), "no auxiliary results are asked for"
+            window_size_left=left,
+            window_size_right=0,
+        )[0]
         return packed
