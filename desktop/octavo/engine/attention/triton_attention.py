@@ -39,9 +39,10 @@ from octavo.engine.kernels.triton.prefill_attention import (
 )
 from octavo.engine.staging import stage
 
-_LONG_PROMPT_TOKENS = 4096
-"""From here on a prompt gets a call of its own: cuDNN's kernel is 1.7 times as fast as the one for
-packs of prompts, but prepares itself anew for each length."""
+_CUDNN_STEP_TOKENS = 4096
+"""A prompt whose length is a multiple of this, as the first part of one that is longer than a step,
+gets a call of its own: cuDNN's kernel is 1.7 times as fast as the one for packs of prompts, but
+prepares itself for half a second for each new length."""
 _TORCH_HEAD_STEP = 8
 """Heads of other sizes torch's kernels do not take."""
 _CPU_PROCESSORS = 8
@@ -167,7 +168,7 @@ class TritonAttention:
 
 
 def _fresh_runs(lens: tuple[int, ...], is_fresh: list[bool]) -> list[tuple[int, int]]:
-    """Stretches of fresh sequences, (first, last + 1); long ones stand alone."""
+    """Stretches of fresh sequences, (first, last + 1); those for cuDNN stand alone."""
     runs: list[tuple[int, int]] = []
     for index, fresh in enumerate(is_fresh):
         if not fresh:
@@ -175,8 +176,8 @@ def _fresh_runs(lens: tuple[int, ...], is_fresh: list[bool]) -> list[tuple[int, 
         joins = (
             runs
             and runs[-1][1] == index
-            and lens[index] < _LONG_PROMPT_TOKENS
-            and lens[index - 1] < _LONG_PROMPT_TOKENS
+            and lens[index] % _CUDNN_STEP_TOKENS
+            and lens[index - 1] % _CUDNN_STEP_TOKENS
         )
         if joins:
             runs[-1] = (runs[-1][0], index + 1)
@@ -349,7 +350,7 @@ class TritonAttentionStep:
         """Causal attention of whole sequences to themselves, by torch's kernels."""
         longest = max(run.lens)
         sees_all = rule.window is None or longest <= rule.window
-        if len(run.lens) == 1 and longest >= _LONG_PROMPT_TOKENS and sees_all:
+        if len(run.lens) == 1 and longest % _CUDNN_STEP_TOKENS == 0 and sees_all:
             attended = functional.scaled_dot_product_attention(
                 query.transpose(0, 1).unsqueeze(0),
                 key.transpose(0, 1).unsqueeze(0),
