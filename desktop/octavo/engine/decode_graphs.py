@@ -37,6 +37,8 @@ class _Step:
 
     run_layers: Callable[[], None]
     run_head: Callable[[], None]
+    attention: TritonAttentionStep
+    """Holds what the graphs read and write, which nobody else may have."""
 
 
 class ChosenTokens:
@@ -267,10 +269,10 @@ class DecodeGraphs:
             self._choose(self._normed[:size], size)
 
         if pool is None:
-            return _Step(run_layers, run_head)
+            return _Step(run_layers, run_head, step)
         # Padding alone: nothing is written to the cache.
         self._packed.view(-1)[2 * size : 3 * size] = -1
-        return _Step(self._capture(run_layers, pool), self._capture(run_head, pool))
+        return _Step(self._capture(run_layers, pool), self._capture(run_head, pool), step)
 
     def _attention_step(self, inputs: DecodeInputs, size: int) -> TritonAttentionStep:
         others = (window for window in self._windows[1:] if window is not None)
