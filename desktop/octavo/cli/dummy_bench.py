@@ -29,8 +29,10 @@ _PROMPT_TOKENS, _OUTPUT_TOKENS = 512, 128
 _SINGLE_OUTPUT_TOKENS = 256
 _LONG_PROMPT_TOKENS = 16384
 _PREFIX_TOKENS, _PREFIX_OWN_TOKENS, _PREFIX_REQUESTS = 2048, 64, 64
+_PREFIX_OUTPUT_TOKENS = 64
 _MAX_BATCHED_TOKENS = 16384
-_BLOCK_ROOM_TOKENS = 200_000
+_SPARE_ROOM = 1.25
+"""Of the KV cache, over what the largest workload holds at a time."""
 
 Prompt = list[int]
 
@@ -91,8 +93,8 @@ class Workloads:
         fresh, cached = [], []
         for _ in range(2):
             prefix = self._prompt(_PREFIX_TOKENS)
-            fresh.append(self._generate(self._extended(prefix), 64))
-            cached.append(self._generate(self._extended(prefix), 64))
+            fresh.append(self._generate(self._extended(prefix), _PREFIX_OUTPUT_TOKENS))
+            cached.append(self._generate(self._extended(prefix), _PREFIX_OUTPUT_TOKENS))
         case = "64 × (2,048 shared + 64)/64"
         return [
             Figure(f"{case}, prefix not cached", min(fresh), "s", tuple(fresh)),
@@ -130,6 +132,14 @@ class Workloads:
         return wall_s
 
 
+def _room_tokens(batch_sizes: Sequence[int]) -> int:
+    """Of a KV cache that holds every workload."""
+    at_once = max(batch_sizes, default=1) * (_PROMPT_TOKENS + _OUTPUT_TOKENS)
+    alone = _LONG_PROMPT_TOKENS + _SINGLE_OUTPUT_TOKENS
+    sharing = _PREFIX_TOKENS + _PREFIX_REQUESTS * (_PREFIX_OWN_TOKENS + _PREFIX_OUTPUT_TOKENS)
+    return int(max(at_once, alone, sharing) * _SPARE_ROOM)
+
+
 def dummy_bench(options: argparse.Namespace) -> int:
     """Measures one shape and prints a table, or JSON."""
     # Here, because torch comes with it.
@@ -142,7 +152,7 @@ def dummy_bench(options: argparse.Namespace) -> int:
         max_num_seqs=max([_PREFIX_REQUESTS, *options.batch_sizes]),
         max_num_batched_tokens=_MAX_BATCHED_TOKENS,
         max_model_len=_LONG_PROMPT_TOKENS + _SINGLE_OUTPUT_TOKENS,
-        num_kv_blocks=_BLOCK_ROOM_TOKENS // EngineConfig().block_size + 1,
+        num_kv_blocks=_room_tokens(options.batch_sizes) // EngineConfig().block_size + 1,
     )
     engine, report = load_dummy_engine(options.dummy_weights, options.weight_format, config)
     title = (

@@ -16,7 +16,7 @@ from octavo.engine.models.decoder import Decoder
 from octavo.engine.torch_executor import TorchExecutor
 
 if TYPE_CHECKING:
-    from octavo.engine.models.fused_decoder import MakeMatrix
+    from octavo.engine.models.gpu_matrices import MakeMatrix
 
 logger = logging.getLogger(__name__)
 

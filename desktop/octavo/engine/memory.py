@@ -347,11 +347,20 @@ def _graphs(model: ModelConfig, config: EngineConfig, element_bytes: int) -> tup
     sizes = decode_graph_sizes(config.max_num_seqs)
     qkv_size = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     row_elements = 6 * model.hidden_size + 2 * qkv_size + 3 * model.intermediate_size
+    row_elements += _expert_elements(model)
     # The smaller steps use the memory of the largest.
     buffers = config.max_num_seqs * (row_elements + model.vocab_size) * element_bytes
     num_bytes = buffers + len(sizes) * _GRAPH_BYTES + _CAPTURE_LIBRARY_BYTES
     detail = f"decode steps of {len(sizes)} sizes, up to {config.max_num_seqs} sequences"
     return (MemoryItem("CUDA graphs", num_bytes, detail),)
+
+
+def _expert_elements(model: ModelConfig) -> int:
+    """What the experts of one token put out, before it is added up."""
+    if model.moe is None:
+        return 0
+    picks = model.moe.num_experts_per_token
+    return picks * (model.hidden_size + model.moe.intermediate_size)
 
 
 def _reserve(device: Device) -> MemoryItem:
@@ -390,6 +399,7 @@ def _workspace_bytes(
         # Without a fused kernel for the mask, scores and probabilities are written out.
         attention += num_scores * 2 * 4
     mlp = num_tokens * model.intermediate_size * 4 * element_bytes
+    mlp += num_tokens * _expert_elements(model) * element_bytes
     num_rows = min(config.max_num_seqs, num_tokens)
     logits = num_rows * model.vocab_size * (element_bytes + 4)
     logits += min(SAMPLED_ROWS, num_rows) * model.vocab_size * _SAMPLER_BYTES_PER_LOGIT
