@@ -8,6 +8,7 @@ from octavo.engine.attention.base import AttentionMetadata, WindowTables
 from octavo.engine.attention.triton_attention import TritonAttention
 from octavo.engine.batch import DecodeStep, StepInputs
 from octavo.engine.decode_graphs import ChosenTokens, DecodeGraphs
+from octavo.engine.executor import Draws
 from octavo.engine.kernels.triton.decode_attention import DecodeShape
 from octavo.engine.kernels.triton.decode_inputs import rotate_positions
 from octavo.engine.kernels.triton.heads import HeadRotation
@@ -17,7 +18,8 @@ from octavo.engine.kv_groups import kv_groups, num_blocks_for
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import DTYPES, Decoder
-from octavo.engine.models.fused_decoder import FusedDecoder, MakeMatrix
+from octavo.engine.models.fused_decoder import FusedDecoder
+from octavo.engine.models.gpu_matrices import MakeMatrix
 from octavo.engine.staging import stage
 
 
@@ -143,10 +145,8 @@ class CudaExecutor:
     def decode(self, step: DecodeStep) -> torch.Tensor:
         return self._graphs.run(step.packed, step.stale_rows, step.stale_tables)
 
-    def choose(
-        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
-    ) -> ChosenTokens:
-        return self._graphs.choose(hidden, temperatures, keys)
+    def choose(self, hidden: torch.Tensor, draws: Draws) -> ChosenTokens:
+        return self._graphs.choose(hidden, draws)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._model.finish_logits(self._fused.project(hidden))

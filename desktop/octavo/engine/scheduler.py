@@ -142,7 +142,7 @@ class Scheduler:
         head = self._first_waiting()
         has_room = len(self._running) < self._max_num_seqs
         # Windows are kept by what is computed, which is not noted down yet.
-        if head is not None and has_room and (has_windows or not head.is_plain):
+        if head is not None and has_room and (has_windows or not head.suits_device):
             return None
         budget = self._max_num_batched_tokens
         decodes: list[ScheduledSequence] = []
@@ -292,7 +292,7 @@ class Scheduler:
             under_way = under_way.union(*map(self._block_manager.blocks_under_way, scheduled))
         while budget > 0:
             newcomer = self._peek_waiting(held, under_way)
-            if newcomer is None or (plain_only and not newcomer.is_plain):
+            if newcomer is None or (plain_only and not newcomer.suits_device):
                 break
             if not self._start(newcomer):
                 break
