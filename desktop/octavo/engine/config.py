@@ -40,6 +40,8 @@ class EngineConfig:
     """Threads of those kernels; None: one for each core."""
     kernel_cache_dir: str | None = None
     """Where compiled kernels are kept; None: where Numba keeps what it compiles."""
+    waits_for_kernels: bool = True
+    """Whether a load waits until the kernels are compiled; else torch answers until then."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from octavo.engine.block_manager import BlockManager
 from octavo.engine.detokenizer import IncrementalDetokenizer
+from octavo.engine.load_report import LoadReport
 from octavo.engine.request import (
     EngineStats,
     FinishReason,
@@ -22,7 +23,8 @@ from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, StepOutput
 from octavo.engine.sequence import Sequence as TokenSequence
 from octavo.engine.token_rules import make_token_rules
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import InvalidRequestError
+from octavo.errors import InvalidRequestError, OctavoError
+from octavo.jobs import JobControl
 
 
 class Runner(Protocol):
@@ -51,6 +53,23 @@ class LaunchingRunner(Runner, Protocol):
 
     def launch_following(self, batch: ScheduledBatch) -> LaunchedStep:
         """Begins the step after the one launched last, as `schedule_following` planned it."""
+
+
+class Upgrade(Protocol):
+    """A faster runner in the making for an engine that answers already."""
+
+    def prepare(self, control: JobControl) -> None:
+        """Makes the runner; blocking, on a thread of its own.
+
+        Raises:
+            JobCancelled: `control` was cancelled.
+        """
+
+    def apply(self) -> LoadReport:
+        """Lets the engine go on with it; between two steps, on the engine's thread."""
+
+    def give_up(self, error: OctavoError) -> LoadReport:
+        """Says that it could not be made, and that the engine stays as it is."""
 
 
 @dataclass(slots=True)
@@ -100,6 +119,8 @@ class Engine:
         self._block_manager = block_manager
         self._max_model_len = max_model_len
         self._clock = clock
+        self.upgrade: Upgrade | None = None
+        """What whoever steps this engine prepares beside it and then applies; None: nothing."""
         self._running: dict[str, _Running] = {}
         self._next_sequence_id = 0
         self._num_steps = 0
@@ -170,6 +191,21 @@ class Engine:
             ]
         self._block_manager.reset_prefix_cache()
         return deltas
+
+    def switch_runner(self, runner: Runner) -> None:
+        """Goes on with another runner from the next step; its KV cache holds nothing yet.
+
+        Whoever runs is preempted and computes its tokens anew, so no token is lost or chosen again.
+
+        Args:
+            runner: of the same model; its blocks have the same numbers and sizes in tokens.
+        """
+        assert self._ahead is None, "a step runs on the present runner"
+        for sequence in self._scheduler.preempt_all():
+            self._runner.release(sequence)
+        self._block_manager.reset_prefix_cache()
+        self._runner = runner
+        self._launcher = runner if isinstance(runner, LaunchingRunner) else None
 
     def step(self) -> list[GenerationDelta]:
         """Schedules, runs and samples one batch.

@@ -42,6 +42,8 @@ _LIBRARY_BYTES = 48 * 2**20
 """What torch and its matrix libraries keep for themselves once they have run."""
 
 _WEIGHTS, _UNPACKED_WEIGHTS = "Weights", "Unpacked weights"
+KV_CACHE, RESERVE = "KV cache", "Reserve"
+"""Names of items of a plan."""
 _GRAPH_BYTES = 8 * 2**20
 """What the driver keeps for one captured step."""
 _CAPTURE_LIBRARY_BYTES = 64 * 2**20
@@ -238,7 +240,7 @@ def _plan_in(
     rest_bytes = device.free_bytes - fixed_bytes
     num_blocks = _num_blocks(config, device, groups, max_model_len, rest_bytes, block_bytes)
     kv_cache = MemoryItem(
-        "KV cache",
+        KV_CACHE,
         sum(count * size for count, size in zip(num_blocks, block_bytes, strict=True)),
         _kv_detail(groups, num_blocks, config.block_size, kv_dtype),
     )
@@ -366,9 +368,9 @@ def _expert_elements(model: ModelConfig) -> int:
 def _reserve(device: Device) -> MemoryItem:
     if device.kind == "cpu":
         num_bytes = max(_GIB, device.total_bytes // 10)
-        return MemoryItem("Reserve", num_bytes, "left to the system and other programs")
+        return MemoryItem(RESERVE, num_bytes, "left to the system and other programs")
     num_bytes = max(_GIB // 2, device.total_bytes // 20)
-    return MemoryItem("Reserve", num_bytes, "left to the CUDA context and the screen")
+    return MemoryItem(RESERVE, num_bytes, "left to the CUDA context and the screen")
 
 
 def _workspace_bytes(

@@ -96,6 +96,13 @@ class Scheduler:
         if not unfinished:
             del self._unfinished[sequence.request_id]
 
+    def preempt_all(self) -> list[Sequence]:
+        """Takes all blocks from whoever runs; they wait for their turn as after any preemption."""
+        victims = list(self._running.values())
+        for sequence in victims:
+            self._preempt(sequence)
+        return victims
+
     def schedule(self) -> ScheduledBatch:
         """Hands out the token budget of one step: first to the running, then to the waiting.
 

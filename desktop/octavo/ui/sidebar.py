@@ -183,6 +183,8 @@ def describe_host(state: HostState) -> tuple[str, str, str]:
             device = state.report.plan.device if state.report is not None else None
             if device is not None:
                 title = f"{title} · {'CPU' if device.kind == 'cpu' else device.name}"
+            if (progress := state.progress) is not None:
+                return title, f"{progress.stage}: {progress.done} of {progress.total} parts", "soft"
             return title, "Ready", "good"
         case HostStatus.LOADING:
             fraction = state.progress.fraction if state.progress is not None else None

@@ -190,3 +190,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"sequences at the same time; default: the settings' ({engine.max_num_seqs})",
     )
+    group.add_argument(
+        "--cpu-threads",
+        type=int,
+        metavar="N",
+        help="threads of the CPU's kernels; default: the settings' (one for each core)",
+    )
