@@ -18,7 +18,7 @@ from octavo.engine.step_memory import MAX_TRITON_HEAD_DIM
 from octavo.engine.torch_executor import TorchExecutor
 
 if TYPE_CHECKING:
-    from octavo.engine.models.fused_decoder import MakeMatrix
+    from octavo.engine.models.gpu_matrices import MakeMatrix
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,7 @@
 """From a decoder's linear layers to the matrices that kernels on an NVIDIA card multiply by."""
 
+from collections.abc import Callable
+
 import torch
 
 from octavo.engine.kernels.triton.gemv import InputNorm
@@ -10,6 +12,9 @@ from octavo.engine.layers.linear import FusedLinear, Linear
 from octavo.engine.layers.mlp import apply_gate
 from octavo.engine.quantization.affine import affine_groups
 from octavo.engine.quantization.packed import PackedWeight
+
+MakeMatrix = Callable[[Linear | FusedLinear], Matrix]
+"""How a linear layer's weights are multiplied by."""
 
 _SLAB_ELEMENTS = 2**25
 """Weights that are taken apart at a time."""
