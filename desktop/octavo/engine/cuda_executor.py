@@ -77,7 +77,6 @@ class CudaExecutor:
         with torch.inference_mode():
             self._fused = FusedDecoder(model, config, overlap=overlap, make_matrix=make_matrix)
             self._graphs = DecodeGraphs(
-                model,
                 self._fused,
                 config,
                 self._kv_cache,
@@ -131,7 +130,7 @@ class CudaExecutor:
         )
         if inputs.token_ids[: inputs.num_decode].min(initial=0) < 0:
             token_ids = self._graphs.resolve(token_ids)
-        hidden = self._model.model.embed_tokens(token_ids)
+        hidden = self._fused.embed(token_ids)
         return self._fused.run(
             hidden,
             self._rotations(positions),

@@ -88,7 +88,10 @@ def add_bench(verbs: Verbs) -> None:
         help="Llama-3.2-1B, Llama-3.1-8B, Qwen3-0.6B or Qwen3-8B",
     )
     dummy.add_argument(
-        "--weight-format", default="bf16", metavar="NAME", help="bf16 or int4 (groups of 128)"
+        "--weight-format",
+        default="bf16",
+        metavar="NAME",
+        help="bf16, int4 (groups of 128), int8, fp8, q4_k_m or q8_0",
     )
     dummy.add_argument(
         "--batch-sizes",
