@@ -23,11 +23,11 @@ def _affine(bits: int, group_size: int | None, *, symmetric: bool = True) -> Mak
             return None
         codes = torch.randint(0, 1 << bits, (num_rows, num_columns), device=device)
         scales = torch.rand(num_rows, num_columns // size, device=device) + 0.5
-        scales *= 2 * num_columns**-0.5 / (1 << bits)
+        scales = (scales * 2 * num_columns**-0.5 / (1 << bits)).half().float()
         offsets = -scales * (1 << (bits - 1))
         if not symmetric:
             offsets = offsets * (0.5 + torch.rand_like(offsets))
-        return tile_affine(codes.to(torch.uint8), bits, scales.half().float(), offsets)
+        return tile_affine(codes.to(torch.uint8), bits, scales, offsets)
 
     return make
 

@@ -17,7 +17,7 @@ from octavo.engine.kv_groups import kv_groups, num_blocks_for
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import DTYPES, Decoder
-from octavo.engine.models.fused_decoder import FusedDecoder, MakeMatrix
+from octavo.engine.models.fused_decoder import FusedDecoder
 from octavo.engine.staging import stage
 
 
@@ -34,7 +34,6 @@ class CudaExecutor:
         *,
         max_num_seqs: int,
         reason: str = "",
-        make_matrix: MakeMatrix | None = None,
     ) -> None:
         """Allocates the KV cache and captures the decode steps.
 
@@ -44,7 +43,6 @@ class CudaExecutor:
             plan: says device, data type and the size of the cache.
             max_num_seqs: the most sequences of a step.
             reason: why this executor was chosen.
-            make_matrix: how linear layers are multiplied by; None: as the model holds them.
 
         Raises:
             InsufficientMemoryError: the cache could not be allocated.
@@ -75,7 +73,7 @@ class CudaExecutor:
             overlap=overlap,
         )
         with torch.inference_mode():
-            self._fused = FusedDecoder(model, config, overlap=overlap, make_matrix=make_matrix)
+            self._fused = FusedDecoder(model, config, overlap=overlap)
             self._graphs = DecodeGraphs(
                 self._fused,
                 config,

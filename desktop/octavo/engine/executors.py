@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,9 +13,6 @@ from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder
 from octavo.engine.torch_executor import TorchExecutor
-
-if TYPE_CHECKING:
-    from octavo.engine.models.fused_decoder import MakeMatrix
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +26,6 @@ def choose_executor(
     model_config: ModelConfig,
     plan: MemoryPlan,
     config: EngineConfig,
-    *,
-    make_matrix: "MakeMatrix | None" = None,
 ) -> Executor:
     """Makes the fastest executor that can run a loaded model on the plan's device.
 
@@ -52,7 +46,6 @@ def choose_executor(
         plan,
         max_num_seqs=config.max_num_seqs,
         reason=f"Triton builds kernels for {plan.device.name}.",
-        make_matrix=make_matrix,
     )
 
 

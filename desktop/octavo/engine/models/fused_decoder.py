@@ -73,7 +73,6 @@ class FusedDecoder:
         config: ModelConfig,
         *,
         overlap: bool = False,
-        make_matrix: MakeMatrix | None = None,
     ) -> None:
         """Takes over a loaded model's weights without copying them.
 
@@ -81,13 +80,12 @@ class FusedDecoder:
             model: loaded.
             config: its numbers.
             overlap: whether kernels may overlap with those before them.
-            make_matrix: how a linear layer's weights are multiplied by; None: as they are.
         """
         self._config = config
         self._overlap = overlap
         self._model = model
         dtype = model.model.norm.weight.dtype
-        make = make_matrix or partial(make_gpu_matrix, dtype=dtype, overlap=overlap)
+        make = partial(make_gpu_matrix, dtype=dtype, overlap=overlap)
         self._layers = [
             self._take_layer(model.model.layers[index], index, make)  # type: ignore[arg-type]
             for index in range(config.num_layers)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from octavo.engine.kernels.triton.gated_activation import gated_activation
 from octavo.engine.kernels.triton.gemv import ADD, GATED, InputNorm, gemv
 from octavo.engine.kernels.triton.rms_norm import add_rms_norm
-from octavo.engine.kernels.triton.tiled_gemm import tiled_gemm
+from octavo.engine.kernels.triton.tiled_gemm import scales_are_many, tiled_gemm
 from octavo.engine.kernels.triton.tiled_gemv import tiled_gemv
 from octavo.engine.kernels.triton.tiled_unpack import unpack_rows
 from octavo.engine.kernels.triton.tiles import TiledWeights
@@ -98,10 +98,10 @@ class DenseMatrix:
         return output
 
 
-_MAX_GEMM_INPUTS = 256
+_MAX_GEMM_INPUTS, _MAX_GEMM_INPUTS_OF_MANY_SCALES = 256, 128
 """With more rows the matrix is unpacked for torch's product: it is read once, not once a tile."""
-_SLAB_ELEMENTS = 2**27
-"""Values that are unpacked for that at a time."""
+_SLAB_ELEMENTS = 2**25
+"""Values that are unpacked for that at a time; a captured step keeps room for them."""
 
 
 class TiledMatrix:
@@ -117,6 +117,9 @@ class TiledMatrix:
         """
         self.weights = weights
         self._bias = bias
+        self._max_gemm_inputs = _MAX_GEMM_INPUTS
+        if scales_are_many(weights.form):
+            self._max_gemm_inputs = _MAX_GEMM_INPUTS_OF_MANY_SCALES
         self._overlap = overlap
 
     @property
@@ -135,7 +138,7 @@ class TiledMatrix:
         weights = self.weights
         if len(rows) == 1:
             tiled_gemv(rows, weights, output, bias=self._bias, overlap=self._overlap)
-        elif len(rows) <= _MAX_GEMM_INPUTS:
+        elif len(rows) <= self._max_gemm_inputs:
             tiled_gemm(rows, weights, output, bias=self._bias)
         else:
             step = max(1, _SLAB_ELEMENTS // weights.in_features)

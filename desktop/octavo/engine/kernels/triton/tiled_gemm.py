@@ -1,8 +1,8 @@
 """Some rows times a packed matrix by the matrix units.
 
 The weights are the left operand, so that what is unpacked stays in registers. Codes are exact in
-16 bits; scales are applied to the sums of a group, in float32. Shifts multiply the sum of a group's
-inputs, which comes out of the same units as the product with ones.
+16 bits; scales are applied to the sums of a group, in float32, and shifts multiply the sum of a
+group's inputs, which comes out of the same units as the product with ones.
 
 The plain-torch twin is `TiledWeights.unpack`.
 """
@@ -17,7 +17,7 @@ import triton.language as tl
 
 from octavo.engine.kernels.triton.codes import part_values
 from octavo.engine.kernels.triton.tile_scales import load_scales, part_scale
-from octavo.engine.kernels.triton.tiles import TiledWeights
+from octavo.engine.kernels.triton.tiles import PLAIN_SCALES, TiledWeights, TileForm
 
 _WHOLE = 1 << 24
 """As a group: all of a row, whatever its length."""
@@ -33,18 +33,27 @@ class TiledGemmShape:
     warps: int
     stages: int
     splits: int
-    scales_first: bool = False
-    max_registers: int | None = None
 
 
-def tiled_gemm_shape(num_inputs: int, num_rows: int, num_columns: int) -> TiledGemmShape:
+def scales_are_many(form: TileForm) -> bool:
+    """Whether applying scales and shifts takes about as long as the products."""
+    return form.scales != PLAIN_SCALES or form.has_shifts or form.group_size < form.tile_size
+
+
+def tiled_gemm_shape(num_inputs: int, weights: TiledWeights) -> TiledGemmShape:
     """The measured best on Hopper for the matrices of an 8B model, by their sizes."""
+    form = weights.form
+    num_rows, num_columns = weights.out_features, weights.in_features
+    is_wide = num_rows >= 16384
+    if scales_are_many(form):
+        # An output projection has programs enough, and its parts would be large.
+        return TiledGemmShape(64, 4, 3, 1 if num_rows >= 65536 else 2 if is_wide else 4)
     if num_inputs > 64:
         if num_columns > 2 * num_rows:
             return TiledGemmShape(128, 8, 3, 4 if num_inputs <= 128 else 2)
         is_square = num_rows <= num_columns
         return TiledGemmShape(128, 8, 3, 4 if is_square and num_inputs <= 128 else 1)
-    if num_rows >= 16384:
+    if is_wide:
         return TiledGemmShape(128, 8, 4 if num_inputs < 32 else 3, 1)
     if num_columns > 2 * num_rows:
         if num_inputs <= 16:
@@ -84,7 +93,6 @@ def _tiled_gemm(
     SCALES: tl.constexpr,
     HAS_SHIFTS: tl.constexpr,
     IS_FLOAT8: tl.constexpr,
-    SCALES_FIRST: tl.constexpr,
     STAGES: tl.constexpr,
     ASM: tl.constexpr,
 ):
@@ -132,17 +140,7 @@ def _tiled_gemm(
             for part in tl.static_range(PARTS):
                 values = part_values(half, extra, part, BITS, CENTRE, IS_FLOAT8, dtype, ASM)
                 x = tl.load(input_place + part * 32, mask=exists, other=0.0)
-                if SCALES_FIRST:
-                    scale, shift = part_scale(
-                        r0, r1, r2, r3, t0, t1, t2, t3, part, TILE, GROUP, SCALES, ASM
-                    )
-                    if SCALES == 2 and piece == 1:
-                        scale = shift
-                    weights = values.to(tl.float32) * scale[:, None]
-                    if HAS_SHIFTS:
-                        weights += shift[:, None]
-                    sums = tl.dot(weights.to(dtype), x, sums)
-                elif IS_WHOLE:
+                if IS_WHOLE:
                     sums = tl.dot(values, x, sums)
                     if HAS_SHIFTS:
                         input_sums = tl.dot(ones, x, input_sums)
@@ -240,7 +238,7 @@ def tiled_gemm(
     num_inputs, num_columns = inputs.shape
     num_rows = weights.out_features
     if shape is None:
-        shape = tiled_gemm_shape(num_inputs, num_rows, num_columns)
+        shape = tiled_gemm_shape(num_inputs, weights)
         if num_inputs > 64 and not _has_much_shared_memory(inputs.device):
             shape = dataclasses.replace(shape, stages=2)
     if inputs_each is None:
@@ -279,11 +277,9 @@ def tiled_gemm(
         SCALES=form.scales,
         HAS_SHIFTS=form.has_shifts,
         IS_FLOAT8=form.is_float8,
-        SCALES_FIRST=shape.scales_first,
         STAGES=shape.stages,
         ASM=inputs.is_cuda,
         num_warps=shape.warps,
-        maxnreg=shape.max_registers,
     )
     if splits > 1:
         num_values = num_inputs * num_rows

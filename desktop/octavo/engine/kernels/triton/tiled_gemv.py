@@ -1,4 +1,4 @@
-"""A packed matrix times one vector or a few; of one, with what follows it in the same pass.
+"""A packed matrix times one vector, with what follows it in the same pass.
 
 A thread takes a cell of a row: four words, read at once, which hold eight neighbouring features of
 each part of a tile. So it keeps the vector's values over all rows of its program, and a scale is
@@ -25,7 +25,7 @@ from octavo.engine.kernels.triton.gated_activation import activate
 from octavo.engine.kernels.triton.gemv import GATED, PLAIN
 from octavo.engine.kernels.triton.launch import follow, launch_options
 from octavo.engine.kernels.triton.tile_scales import load_scales, part_scale
-from octavo.engine.kernels.triton.tiles import PLAIN_SCALES, TiledWeights
+from octavo.engine.kernels.triton.tiles import Q4_K_SCALES, Q6_K_SCALES, TiledWeights
 
 _CELL_HALVES = 8
 _MAX_UNROLLED = 8
@@ -129,12 +129,9 @@ def _tiled_gemv(
     factors,
     bias,
     output,
-    num_inputs,
     num_rows,
-    output_stride,
     residual_scale,
     NUM_COLUMNS: tl.constexpr,
-    INPUTS: tl.constexpr,
     ROWS: tl.constexpr,
     EVEN_ROWS: tl.constexpr,
     CELLS: tl.constexpr,
@@ -168,17 +165,11 @@ def _tiled_gemv(
             rows = tl.minimum(own_rows, num_rows - 1)
     # 32 bits: wider addresses cost registers, and no matrix has so many words.
     rows = rows[:, None]
-    if INPUTS == 1:
-        vectors = vector
-        sums = tl.zeros([ROWS, CELLS], tl.float32)
-    else:
-        picked = tl.minimum(tl.arange(0, INPUTS), num_inputs - 1)
-        vectors = vector + (picked * (NUM_COLUMNS // 2))[:, None, None]
-        sums = tl.zeros([INPUTS, ROWS, CELLS], tl.float32)
+    sums = tl.zeros([ROWS, CELLS], tl.float32)
     if UNROLLED:
         for first in tl.static_range(0, ROW_CELLS, CELLS):
             sums = _add_cells(
-                sums, vectors, words, high, scales, shifts, factors, rows, first,
+                sums, vector, words, high, scales, shifts, factors, rows, first,
                 NUM_COLUMNS, CELLS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
                 HAS_SHIFTS, IS_FLOAT8, IS_BFLOAT16, ASM, OVERLAP and first == 0,
             )  # fmt: skip
@@ -186,11 +177,11 @@ def _tiled_gemv(
         follow(OVERLAP)
         for first in tl.range(0, ROW_CELLS, CELLS):
             sums = _add_cells(
-                sums, vectors, words, high, scales, shifts, factors, rows, first,
+                sums, vector, words, high, scales, shifts, factors, rows, first,
                 NUM_COLUMNS, CELLS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
                 HAS_SHIFTS, IS_FLOAT8, IS_BFLOAT16, ASM, False,
             )  # fmt: skip
-    result = tl.sum(sums, 1 if INPUTS == 1 else 2)
+    result = tl.sum(sums, 1)
     dtype = output.dtype.element_ty
     if EPILOGUE == 2:
         gate, up = tl.split(tl.reshape(result, [ROWS // 2, 2]))
@@ -201,13 +192,6 @@ def _tiled_gemv(
             up += tl.load(bias + num_rows + own_rows, mask=in_matrix, other=0.0).to(tl.float32)
         gate = activate(gate.to(dtype).to(tl.float32), IS_GELU).to(dtype).to(tl.float32)
         result = gate * up.to(dtype).to(tl.float32)
-    elif INPUTS > 1:
-        in_matrix = own_rows < num_rows
-        if HAS_BIAS:
-            result += tl.load(bias + own_rows, mask=in_matrix, other=0.0).to(tl.float32)[None, :]
-        picked = tl.arange(0, INPUTS)[:, None]
-        in_matrix = (picked < num_inputs) & in_matrix[None, :]
-        own_rows = picked * output_stride + own_rows[None, :]
     else:
         in_matrix = own_rows < num_rows
         if HAS_BIAS:
@@ -221,16 +205,13 @@ def _tiled_gemv(
 
 @triton.jit
 def _add_cells(
-    sums, vectors, words, high, scales, shifts, factors, rows, first,
+    sums, vector, words, high, scales, shifts, factors, rows, first,
     NUM_COLUMNS: tl.constexpr, CELLS: tl.constexpr, IS_EVEN: tl.constexpr, BITS: tl.constexpr,
     PARTS: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
     CENTRE: tl.constexpr, SCALES: tl.constexpr, HAS_SHIFTS: tl.constexpr, IS_FLOAT8: tl.constexpr,
     IS_BFLOAT16: tl.constexpr, ASM: tl.constexpr, FOLLOWS: tl.constexpr,
 ):  # fmt: skip
-    """Adds the products of some cells of the rows, as [rows, cells]: threads run along a row.
-
-    Of several vectors, as [inputs, rows, cells]: a code is unpacked once for all.
-    """
+    """Adds the products of some cells of the rows, as [rows, cells]: threads run along a row."""
     ROW_CELLS: tl.constexpr = NUM_COLUMNS // (PARTS * 8)
     cell = first + tl.arange(0, CELLS)[None, :]
     exists = cell < ROW_CELLS
@@ -257,7 +238,7 @@ def _add_cells(
         r1 = tl.where(lane < 16, r1, r2)
     follow(FOLLOWS)
     for part in tl.static_range(PARTS):
-        p0, p1, p2, p3 = _load_inputs(vectors + (tile * TILE + part * 32 + lane) // 2, ASM)
+        p0, p1, p2, p3 = _load_inputs(vector + (tile * TILE + part * 32 + lane) // 2, ASM)
         if not IS_EVEN:
             p0 = tl.where(exists, p0, 0)
             p1 = tl.where(exists, p1, 0)
@@ -294,8 +275,8 @@ def tiled_gemv_shape(weights: TiledWeights, *, gated: bool) -> TiledGemvShape:
     elif gated or num_rows >= 16384:
         shape = TiledGemvShape(4, 32)
     elif num_columns > 2 * num_rows:  # a down projection
-        is_plain = weights.form.scales == PLAIN_SCALES
-        shape = TiledGemvShape(4, 128) if is_plain else TiledGemvShape(8, 64)
+        rows = {Q4_K_SCALES: 8, Q6_K_SCALES: 2}.get(weights.form.scales, 4)
+        shape = TiledGemvShape(rows, 64)
     else:
         shape = TiledGemvShape(8 if num_rows <= num_columns else 4, 64)
     cells = shape.cells
@@ -305,7 +286,7 @@ def tiled_gemv_shape(weights: TiledWeights, *, gated: bool) -> TiledGemvShape:
 
 
 def tiled_gemv(
-    vectors: torch.Tensor,
+    vector: torch.Tensor,
     weights: TiledWeights,
     output: torch.Tensor,
     *,
@@ -316,14 +297,12 @@ def tiled_gemv(
     shape: TiledGemvShape | None = None,
     overlap: bool = False,
 ) -> None:
-    """Multiplies a packed matrix by one vector, or by a few.
+    """Multiplies a packed matrix by one vector.
 
     Args:
-        vectors: [num_inputs, in_features], bfloat16 or float16, contiguous; more than one only
-            with `PLAIN`.
+        vector: [1, in_features], bfloat16 or float16.
         weights: the matrix; if `GATED`, gates above ups.
-        output: [num_inputs, out_features], or half of it if `GATED`; with `ADD` it is added to.
-            Its rows may lie apart.
+        output: [1, out_features], or half of it if `GATED`; with `ADD` it is added to.
         bias: [out_features].
         epilogue: one of `PLAIN`, `ADD`, `GATED`.
         residual_scale: with `ADD`, factor on the product.
@@ -331,8 +310,7 @@ def tiled_gemv(
         shape: None: what was measured best.
         overlap: whether the launch may overlap with the kernel before it.
     """
-    assert vectors.dtype in (torch.bfloat16, torch.float16)
-    assert len(vectors) == 1 or epilogue == PLAIN
+    assert vector.dtype in (torch.bfloat16, torch.float16)
     assert weights.words.numel() < 2**31
     form = weights.form
     num_rows, num_columns = weights.out_features, weights.in_features
@@ -345,20 +323,17 @@ def tiled_gemv(
     row_cells = num_columns // (form.parts * _CELL_HALVES)
     high = weights.words if weights.high is None else weights.high.view(torch.int32)
     _tiled_gemv[(triton.cdiv(num_rows, rows_each),)](
-        vectors.view(torch.int32),
+        vector.view(torch.int32),
         weights.words,
         high,
         weights.scales,
         weights.scales if weights.shifts is None else weights.shifts,
         weights.scales if weights.factors is None else weights.factors,
-        vectors if bias is None else bias,
+        vector if bias is None else bias,
         output,
-        len(vectors),
         num_rows,
-        output.stride(0),
         residual_scale,
         NUM_COLUMNS=num_columns,
-        INPUTS=triton.next_power_of_2(len(vectors)),
         ROWS=shape.rows,
         EVEN_ROWS=num_rows % rows_each == 0,
         CELLS=shape.cells,
@@ -373,8 +348,8 @@ def tiled_gemv(
         HAS_BIAS=bias is not None,
         EPILOGUE=epilogue,
         IS_GELU=activation == "gelu_tanh",
-        IS_BFLOAT16=vectors.dtype is torch.bfloat16,
-        ASM=vectors.is_cuda,
+        IS_BFLOAT16=vector.dtype is torch.bfloat16,
+        ASM=vector.is_cuda,
         OVERLAP=overlap,
         num_warps=max(1, shape.cells // 32),
         **launch_options(overlap),
