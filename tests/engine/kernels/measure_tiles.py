@@ -12,7 +12,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
@@ -68,7 +68,7 @@ def run(weights: TiledWeights, matrix: str, inputs: torch.Tensor, shape: Shape) 
         tiled_gemm(inputs, weights, output, shape=shape)
 
 
-def graph_us(runs: list[Callable[[], None]]) -> float:
+def graph_us(runs: Sequence[Callable[[], None]]) -> float:
     """Microseconds of one run, from replays of all of them."""
     for one in runs:
         one()
@@ -82,9 +82,9 @@ def graph_us(runs: list[Callable[[], None]]) -> float:
     while time.perf_counter() - started_at < _WARM_UP_S:
         graph.replay()
         torch.cuda.synchronize()
-    times = []
+    times: list[float] = []
     for _ in range(7):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         graph.replay()
         end.record()

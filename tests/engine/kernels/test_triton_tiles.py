@@ -107,13 +107,12 @@ def test_some_rows_in_other_portions(splits: int, form: str) -> None:
 def test_unpacking(shape: tuple[int, int], form: str) -> None:
     weights = make_weights(form, shape)
     matrix = weights.unpack()
-    tolerance = {"rtol": 1e-6, "atol": 1e-7}
     output = torch.full((shape[0] - 3, shape[1]), torch.nan, device=DEVICE)
     unpack_rows(weights, 2, shape[0] - 1, output)
-    torch.testing.assert_close(output, matrix[2:-1], **tolerance)
+    torch.testing.assert_close(output, matrix[2:-1], rtol=1e-6, atol=1e-7)
     indices = torch.tensor([3, 0, shape[0] - 1, 3], device=DEVICE)
     rows = torch.full((4, shape[1]), torch.nan, device=DEVICE)
     select_rows(weights, indices, rows)
-    torch.testing.assert_close(rows, matrix[indices], **tolerance)
+    torch.testing.assert_close(rows, matrix[indices], rtol=1e-6, atol=1e-7)
     select_rows(weights, indices, rows, multiplier=7.0)
-    torch.testing.assert_close(rows, matrix[indices] * 7, **tolerance)
+    torch.testing.assert_close(rows, matrix[indices] * 7, rtol=1e-6, atol=1e-7)
