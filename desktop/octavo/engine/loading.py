@@ -18,6 +18,7 @@ from octavo.engine.device_errors import device_errors, free_device_memory
 from octavo.engine.engine import Engine
 from octavo.engine.executor import Executor
 from octavo.engine.executors import choose_executor
+from octavo.engine.gpu_formats import multiplies_packed
 from octavo.engine.kernel_upgrade import KernelUpgrade
 from octavo.engine.kv_groups import kv_groups
 from octavo.engine.load_report import LoadReport
@@ -211,6 +212,11 @@ def _weights_note(model_config: ModelConfig, plan: MemoryPlan) -> str:
         return (
             f"The file's {model_config.quantization} weights stay packed, arranged for the"
             " processor's vectors, and are multiplied as they are."
+        )
+    if plan.keeps_packed and plan.device.kind == "cuda" and multiplies_packed(model_config):
+        return (
+            f"The file's {model_config.quantization} weights stay packed, arranged for the card's"
+            f" kernels, and are multiplied as they are, in {plan.dtype}."
         )
     if plan.keeps_packed:
         return (
