@@ -24,6 +24,7 @@ ENGINE_OPTIONS = (
     "kv_dtype",
     "max_model_len",
     "max_num_seqs",
+    "max_num_batched_tokens",
     "cpu_threads",
 )
 """Fields of `EngineConfig` that the command line can say; `parsers.manual.add_engine` adds them."""

@@ -49,9 +49,9 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How a device chooses the tokens of some rows: what of `SamplingParams` it can do by itself.
+    """How an executor chooses the tokens of some rows by itself.
 
-    Each sequence has a value for each row.
+    Each of the sequences has a value for each row.
     """
 
     temperatures: Sequence[float]
@@ -70,29 +70,39 @@ class Draws:
 
 
 class SampledLater(Protocol):
-    """Tokens that a device is choosing."""
+    """Tokens that are being chosen."""
 
     def token_ids(self) -> list[int]:
         """Waits for them; below 0 where a row's logits are not finite."""
 
 
 @runtime_checkable
-class DeviceExecutor(Executor, Protocol):
-    """An executor on a device that works while the host goes on.
+class LaunchingExecutor(Executor, Protocol):
+    """An executor that works on a device, or on threads of its own, while the host goes on.
 
-    Steps run in the order in which they were asked for, and nothing here waits for the device.
+    Steps run in the order in which they were asked for, and nothing here waits for them. Token
+    -1 - i in a step's inputs is the one that the step before chooses for its row i.
     """
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether it can leave tokens out of a draw; if not, those fields of `Draws` are empty."""
 
     def forward_sampled(self, inputs: StepInputs) -> torch.Tensor:
         """As `forward`, for the rows that are sampled from: [num_sampled, hidden_size]."""
 
-    def decode(self, step: DecodeStep) -> torch.Tensor:
-        """As `forward`, for steps of one token per sequence."""
-
     def choose(self, hidden: torch.Tensor, draws: Draws) -> SampledLater:
-        """Chooses a token per row on the device.
+        """Chooses a token per row: the likeliest, or one drawn at a temperature.
 
         Args:
-            hidden: [num_rows, hidden_size], as `forward` or `decode` gave them.
+            hidden: [num_rows, hidden_size], as `forward_sampled` or `decode` gave them.
             draws: of these rows.
         """
+
+
+@runtime_checkable
+class DeviceExecutor(LaunchingExecutor, Protocol):
+    """One that keeps the block tables of running sequences on its device."""
+
+    def decode(self, step: DecodeStep) -> torch.Tensor:
+        """As `forward`, for steps of one token per sequence."""

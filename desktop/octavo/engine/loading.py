@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from octavo.engine.block_manager import BlockManager
 from octavo.engine.checkpoint_parts import CheckpointParts, read_parts
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, default_cpu_threads, detect_devices
+from octavo.engine.device_errors import device_errors, free_device_memory
 from octavo.engine.engine import Engine
 from octavo.engine.executor import Executor
 from octavo.engine.executors import choose_executor
@@ -22,8 +24,9 @@ from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_runner import ModelRunner
-from octavo.engine.models.decoder import build_model
+from octavo.engine.models.decoder import Decoder, build_model
 from octavo.engine.planning import kernel_forms, plan_load, plan_meanwhile
+from octavo.engine.prompt_pace import PromptPace, attention_reach
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.weights.load import load_weights
@@ -38,6 +41,7 @@ _TORCH_THREADS = torch.get_num_threads()
 """As torch chose them for this machine."""
 
 
+@device_errors()
 def load_engine(
     source: Path | CheckpointParts, config: EngineConfig, control: JobControl
 ) -> tuple[Engine, LoadReport]:
@@ -55,6 +59,7 @@ def load_engine(
         ModelError: the file is damaged or of a kind Octavo does not run.
         InsufficientMemoryError: it does not fit; nothing was allocated.
         JobCancelled: `control` was cancelled.
+        DeviceMemoryError, DeviceLostError: as `device_errors` says.
     """
     load = _Load(source, config, control)
     plan = load.plan()
@@ -66,6 +71,8 @@ def load_engine(
     if used_plan.uses_kernels:
         load.compile_kernels(_progress_of(control, "Preparing the processor's kernels, once"))
     executor = load.executor(used_plan, control)
+    # Pinned buffers and scratch of the reading.
+    free_device_memory()
     parts = load.parts
     engine = assemble_engine(executor, parts.tokenizer, parts.model_config, used_plan, config)
     report = load.report(executor, used_plan)
@@ -90,14 +97,16 @@ def assemble_engine(
         plan.num_group_blocks,
         plan.block_size,
         windows=[group.window for group in kv_groups(model_config, plan.max_model_len)],
-        max_step_tokens=config.max_num_batched_tokens,
+        max_step_tokens=plan.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
     )
     scheduler = Scheduler(
         block_manager,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=plan.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
+        pace=PromptPace(plan.max_num_batched_tokens, reach=attention_reach(model_config)),
+        can_choose=runner.can_choose,
     )
     return Engine(runner, tokenizer, scheduler, block_manager, max_model_len=plan.max_model_len)
 
@@ -158,6 +167,8 @@ class _Load:
         """Reads the weights, for the kernels or for torch."""
         model_config, config = self.parts.model_config, self._config
         model = build_model(model_config, plan)
+        if plan.device.kind == "cuda" and not plan.keeps_packed:
+            return self._read_and_prepare(model, plan, control)
         load_weights(model, self._header, model_config, control)
         if not plan.uses_kernels:
             control.report(Progress("Preparing the KV cache"))
@@ -167,6 +178,17 @@ class _Load:
         control.report(Progress("Arranging the weights for the processor"))
         num_threads = config.cpu_threads or default_cpu_threads()
         return CPUExecutor(model, model_config, plan, config, num_threads=num_threads)
+
+    def _read_and_prepare(self, model: Decoder, plan: MemoryPlan, control: JobControl) -> Executor:
+        """Compiles kernels while another thread reads the weights."""
+        model_config = self.parts.model_config
+        with ThreadPoolExecutor(1, "octavo-load") as pool:
+            reading = pool.submit(load_weights, model, self._header, model_config, control)
+            executor = choose_executor(
+                model, model_config, plan, self._config, await_weights=reading.result
+            )
+            reading.result()
+        return executor
 
     def runner(self, executor: Executor, plan: MemoryPlan) -> ModelRunner:
         """To be called on the thread that steps."""

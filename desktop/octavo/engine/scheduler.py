@@ -1,9 +1,10 @@
 """Decides which sequences compute how many tokens in the next step."""
 
 import heapq
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 
 from octavo.engine.block_manager import BlockManager
+from octavo.engine.prompt_pace import PromptPace
 from octavo.engine.request import FinishReason
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, Sequence, SequenceStatus
 from octavo.errors import InvalidRequestError, PromptTooLongError
@@ -28,9 +29,21 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        pace: PromptPace | None = None,
+        can_choose: Callable[[Sequence], bool] | None = None,
     ) -> None:
+        """Args:
+        block_manager: of the cache.
+        max_num_seqs: that run at a time.
+        max_num_batched_tokens: of a step.
+        max_model_len: of a sequence, in tokens.
+        pace: of prompts beside streams; None: one that knows nothing of the model.
+        can_choose: whether a step can be begun that chooses a sequence's next token before the
+            last one is known; None: if a temperature is all that it takes.
+        """
+        self._can_choose = can_choose or (lambda sequence: sequence.is_plain)
+        self.pace = pace or PromptPace(max_num_batched_tokens)
         self._block_manager = block_manager
-        self._max_num_batched_tokens = max_num_batched_tokens
         self._max_num_seqs = max_num_seqs
         self._max_model_len = max_model_len
         self._num_arrivals = 0
@@ -109,12 +122,15 @@ class Scheduler:
         Whoever starts takes a token that the running have left over, so there are never more of
         them than tokens: in every step each decode gets its token, and some prompt at least one.
         """
-        budget = self._max_num_batched_tokens
         scheduled: list[ScheduledSequence] = []
         preempted: list[Sequence] = []
         finished = self._finish_outgrown()
+        running = self._running_in_order()
+        num_decodes = sum(one.num_remaining_tokens == 1 for one in running)
+        contexts = [one.num_computed_tokens for one in running[num_decodes:]]
+        budget = self.pace.step_budget(num_decodes, contexts[0] if contexts else 0)
 
-        for sequence in self._running_in_order():
+        for sequence in running:
             if budget == 0:
                 break
             if self._make_room(sequence, scheduled, preempted):
@@ -145,13 +161,10 @@ class Scheduler:
             None if the next step has to wait for this one: somebody would be preempted, or the
             host has a part in choosing the tokens of whoever starts next.
         """
-        has_windows = self._block_manager.has_windows
         head = self._first_waiting()
         has_room = len(self._running) < self._max_num_seqs
-        # Windows are kept by what is computed, which is not noted down yet.
-        if head is not None and has_room and (has_windows or not head.suits_device):
+        if head is not None and has_room and not self._can_choose(head):
             return None
-        budget = self._max_num_batched_tokens
         decodes: list[ScheduledSequence] = []
         prompts: list[ScheduledSequence] = []
         num_live = 0
@@ -161,7 +174,7 @@ class Scheduler:
                 continue
             num_live += 1
             if position < sequence.num_tokens:
-                if has_windows:
+                if not self._block_manager.allocate(sequence, num_computed=position):
                     return None
                 prompts.append(
                     ScheduledSequence(sequence, position, sequence.num_tokens - position)
@@ -172,6 +185,7 @@ class Scheduler:
                 decodes.append(ScheduledSequence(sequence, position, 1))
             else:
                 return None
+        budget = self.pace.step_budget(len(decodes), prompts[0].start if prompts else 0)
         if num_live < len(self._running) or len(decodes) >= budget:
             return None
         scheduled = decodes
@@ -182,7 +196,7 @@ class Scheduler:
                 return None
             scheduled.append(ScheduledSequence(item.sequence, item.start, num_tokens))
             budget -= num_tokens
-        if head is not None and not has_windows:
+        if head is not None:
             under_way = set().union(*map(self._block_manager.blocks_under_way, batch.sequences))
             self._admit(scheduled, budget, under_way, plain_only=True)
         if not scheduled:
@@ -299,7 +313,7 @@ class Scheduler:
             under_way = under_way.union(*map(self._block_manager.blocks_under_way, scheduled))
         while budget > 0:
             newcomer = self._peek_waiting(held, under_way)
-            if newcomer is None or (plain_only and not newcomer.suits_device):
+            if newcomer is None or (plain_only and not self._can_choose(newcomer)):
                 break
             if not self._start(newcomer):
                 break

@@ -144,12 +144,21 @@ class Sequence:
         return self.parent is not None and not self.parent.is_finished and not self.parent.can_fork
 
     @property
-    def suits_device(self) -> bool:
-        """Whether a device can choose the next token by itself, before it knows the last one."""
+    def is_plain(self) -> bool:
+        """Whether the next token is chosen from its logits and the temperature alone."""
+        params = self.sampling_params
+        return params.is_plain and self.num_output_tokens >= params.min_tokens
+
+    @property
+    def only_leaves_out(self) -> bool:
+        """Whether, beside the temperature, tokens are left out of the draw, and nothing more.
+
+        Which ones must not hang on the tokens before.
+        """
         rules = self.token_rules
         if rules is not None and any(len(word) > 1 for word in rules.bad_words):
             return False
-        return self.sampling_params.suits_device
+        return self.sampling_params.only_leaves_out
 
     def append_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)

@@ -302,7 +302,7 @@ class FusedDecoder:
         elif layer.pre_feedforward_layernorm is not None:
             before_mlp = layer.pre_feedforward_layernorm.weight
         experts: GpuExperts | MoE | None = mlp if isinstance(mlp, MoE) else None
-        if isinstance(mlp, MoE) and not mlp.experts.packed:
+        if isinstance(mlp, MoE) and not mlp.experts.gate_proj.is_meta:
             experts = GpuExperts(mlp, config, make, overlap=self._overlap)
         return _Layer(
             qkv=make(attention.qkv),

@@ -10,6 +10,7 @@ from octavo.engine.attention.base import AttentionMetadata, AttentionRule, Layer
 from octavo.engine.attention.torch_attention import TorchAttention
 from octavo.engine.kernels.cpu import attention, rotary, step_words
 from octavo.engine.kernels.cpu.attention import attend_tiles
+from octavo.engine.kernels.cpu.quantize_activations import quantize, quantized_row_bytes
 from octavo.engine.kernels.cpu.rotary import turn_prompts
 from octavo.engine.kernels.cpu.step_arrays import StepArrays
 from octavo.engine.kernels.cpu.step_loop import EXTENT, FACTOR, GRAIN, KERNEL, OPERATION_WORDS
@@ -102,9 +103,17 @@ class Layer:
             self.rule,
             self.sinks,
         )
-        step = StepArrays(1, self.num_heads // self.num_kv_heads)
-        tokens = np.zeros(num_tokens, dtype=np.int64)
-        step.fill(tokens, positions, cu_seqlens_q, num_decode, [(slots, block_tables)])
+        step = StepArrays(1, self.num_heads // self.num_kv_heads, 1)
+        tokens, nothing = np.zeros(num_tokens, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        step.fill(
+            tokens,
+            positions,
+            cu_seqlens_q,
+            num_decode,
+            [(slots, block_tables)],
+            taken=nothing,
+            chosen_before=nothing,
+        )
         output = torch.full((num_tokens, self.num_heads, self.head_dim), torch.nan)
         cosines, sines = angles.cos().contiguous(), angles.sin().contiguous()
         operations = np.zeros((2, OPERATION_WORDS), dtype=np.int64)
@@ -126,6 +135,11 @@ class Layer:
         operations[0, [KERNEL, EXTENT]] = turn_prompts.address, step_words.NUM_PREFILL_TOKENS
         operations[1, [KERNEL, EXTENT]] = attend_tiles.address, step_words.NUM_TILES
         operations[1, attention.OUTPUT] = output.data_ptr()
+        quantized = torch.zeros(
+            num_tokens, quantized_row_bytes(output[0].numel()), dtype=torch.uint8
+        )
+        if self.head_dim % 32 == 0:
+            operations[1, attention.QUANTIZED] = quantized.data_ptr()
         operations[1, attention.WINDOW] = self.rule.window or 0
         write_float(operations[1], attention.SCALE, self.rule.scale)
         write_float(operations[1], attention.SOFTCAP, self.rule.softcap or 0.0)
@@ -134,6 +148,8 @@ class Layer:
         threads = WorkerThreads(2, attention.SCRATCH_BYTES)
         threads.run(operations.ctypes.data, 2, step.address)
         threads.close()
+        if self.head_dim % 32 == 0:
+            assert torch.equal(quantized, quantize(output.flatten(1)))
         return output, expected
 
     def check(self, spans: list[tuple[int, int, int]]) -> None:

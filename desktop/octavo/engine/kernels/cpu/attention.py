@@ -15,6 +15,7 @@ from octavo.engine.kernels.cpu import rotary
 from octavo.engine.kernels.cpu import step_words as words
 from octavo.engine.kernels.cpu.attention_tiles import score_blocks, weigh_values
 from octavo.engine.kernels.cpu.limits import BLOCK_SIZE, MAX_GROUP_SIZE, MAX_HEAD_DIM
+from octavo.engine.kernels.cpu.quantize_activations import quantize_row
 from octavo.engine.kernels.cpu.rotary import turn_heads
 from octavo.engine.kernels.cpu.simd import (
     TIER,
@@ -40,11 +41,12 @@ from octavo.engine.kernels.cpu.simd import (
 )
 from octavo.engine.kernels.cpu.simd_tier import Tier
 from octavo.engine.kernels.cpu.step_loop import FIRST_ARGUMENT, KERNEL_SIGNATURE
+from octavo.engine.kernels.cpu.tiles_forms import GROUP, GROUP_BYTES
 
 # Words of an attention operation, behind those that it shares with `rotary`.
 _FIRST = FIRST_ARGUMENT + rotary.NUM_HEAD_WORDS
 OUTPUT = _FIRST
-"""Address of [num_tokens, num_heads, head_dim], float32."""
+"""Address of [num_tokens, num_heads, head_dim], float32; 0: nobody wants it."""
 SCALE = _FIRST + 1
 WINDOW = _FIRST + 2
 """Keys a query sees; 0: all."""
@@ -52,6 +54,8 @@ SOFTCAP = _FIRST + 3
 """0: none."""
 SINKS = _FIRST + 4
 """Address of [num_heads], float32; 0: none."""
+QUANTIZED = _FIRST + 5
+"""Address of the output as 8-bit integers; 0: nobody wants it. Heads are whole groups then."""
 
 TILE_ROWS = MAX_GROUP_SIZE
 """Rows of a tile."""
@@ -201,6 +205,7 @@ def _make_attend(rows, blocks, vectors):
                     head_dim,
                     at(scores, 64 * number),
                     _SCORE_BYTES,
+                    values,
                 )
             for row in range(rows):
                 _weigh_stretch(
@@ -314,14 +319,18 @@ def _attend_rows(operation, step, scratch, sequence, kv_head, begin, rows):
     else:
         _attend_most(*arguments)
     output = read_u64(at(operation, 8 * OUTPUT))
-    output_bytes = 4 * head_dim * group_size * read_i64(at(operation, 8 * rotary.NUM_KV_HEADS))
+    quantized = read_u64(at(operation, 8 * QUANTIZED))
+    num_heads = group_size * read_i64(at(operation, 8 * rotary.NUM_KV_HEADS))
     for row in range(rows):
         index = begin + row
         head = kv_head * group_size + index % group_size
-        place = at(output, (token + index // group_size) * output_bytes + 4 * head_dim * head)
-        total = read_f32(at(scratch, _SUMS + 4 * row))
+        channel = ((token + index // group_size) * num_heads + head) * head_dim
+        factor = float32(1.0) / read_f32(at(scratch, _SUMS + 4 * row))
         source = at(scratch, _OUTPUTS + 4 * head_dim * row)
-        _scale_row(source, place, head_dim, float32(1.0) / total)
+        place = source if output == 0 else at(output, 4 * channel)
+        _scale_row(source, place, head_dim, factor)
+        if quantized != 0:
+            quantize_row(place, head_dim, at(quantized, channel // GROUP * GROUP_BYTES))
 
 
 @cfunc(KERNEL_SIGNATURE, nogil=True, cache=True)
