@@ -43,7 +43,7 @@ def free_device_memory(*, with_workspaces: bool = False) -> None:
         with_workspaces: also what the matrix libraries work in. Captured steps know where that
             is, so there may be none any more.
     """
-    if not torch.cuda.is_initialized():
+    if not _uses_cuda():
         return
     gc.collect()
     # torch has no public names for these two, and its build for the CPU has not even them.
@@ -82,12 +82,16 @@ def _memory_error(text: str) -> DeviceMemoryError:
     )
 
 
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def _first_line(text: str) -> str:
     return text.strip().splitlines()[0].rstrip(".") if text.strip() else "it gave no reason"
 
 
 def _device_name() -> str:
-    if not torch.cuda.is_initialized():
+    if not _uses_cuda():
         return "this machine"
     with contextlib.suppress(RuntimeError):
         return torch.cuda.get_device_name()
@@ -95,7 +99,7 @@ def _device_name() -> str:
 
 
 def _free_bytes() -> int | None:
-    if not torch.cuda.is_initialized():
+    if not _uses_cuda():
         return None
     with contextlib.suppress(RuntimeError):
         return torch.cuda.mem_get_info()[0]
