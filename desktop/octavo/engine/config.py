@@ -41,10 +41,10 @@ class EngineConfig:
     """Threads of those kernels; None: one for each core."""
     kernel_cache_dir: str | None = None
     """Where compiled kernels are kept; None: where Numba keeps what it compiles."""
-    gpu_tuning_table: str | None = None
-    """What `octavo bench --tune` wrote about this machine's card; None: nothing."""
     waits_for_kernels: bool = True
     """Whether a load waits until the kernels are compiled; else torch answers until then."""
+    gpu_tuning_table: str | None = None
+    """What `octavo bench --tune` wrote about this machine's card; None: nothing."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

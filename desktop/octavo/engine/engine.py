@@ -128,11 +128,11 @@ class Engine:
         self._block_manager = block_manager
         self._max_model_len = max_model_len
         self._clock = clock
+        self.upgrade: Upgrade | None = None
+        """What whoever steps this engine prepares beside it and then applies; None: nothing."""
         # Since when the device computes without a break, and how much so far.
         self._busy_since: float | None = None
         self._busy_work = 0.0
-        self.upgrade: Upgrade | None = None
-        """What whoever steps this engine prepares beside it and then applies; None: nothing."""
         self._running: dict[str, _Running] = {}
         self._next_sequence_id = 0
         # Whether the latest step found too little memory.
@@ -201,10 +201,6 @@ class Engine:
         self._block_manager.reset_prefix_cache()
         return deltas
 
-    def close(self) -> None:
-        """Gives back the model's memory; no step may follow."""
-        self._runner.close()
-
     def switch_runner(self, runner: Runner) -> None:
         """Goes on with another runner from the next step; its KV cache holds nothing yet.
 
@@ -219,6 +215,10 @@ class Engine:
         self._block_manager.reset_prefix_cache()
         self._runner = runner
         self._launcher = runner if isinstance(runner, LaunchingRunner) else None
+
+    def close(self) -> None:
+        """Gives back the model's memory; no step may follow."""
+        self._runner.close()
 
     def step(self) -> list[GenerationDelta]:
         """Schedules, runs and samples one batch.

@@ -195,10 +195,10 @@ class EngineThread:
             self._is_open = True
         self._stats = engine.stats()
         self._post_loaded(report)
+        lost: DeviceLostError | None = None
         if isinstance(engine, UpgradableEngine) and engine.upgrade is not None:
             self._begin_upgrade(engine.upgrade)
             engine.upgrade = None
-        lost: DeviceLostError | None = None
         while self._obey(engine):
             try:
                 deltas = engine.step()

@@ -26,7 +26,7 @@ def add_bench(verbs: Verbs) -> None:
             Example(
                 "octavo bench --dummy-weights Llama-3.2-3B --weight-format q4_k --streams 1", ""
             ),
-            Example("octavo bench --tune", "fit attention to this machine's GPU, once"),
+            Example("octavo bench --tune", "find what suits this GPU"),
         ],
         environment=["CUDA_VISIBLE_DEVICES"],
     )
