@@ -53,11 +53,22 @@ def free_device_memory(*, with_workspaces: bool = False) -> None:
     torch.cuda.empty_cache()
 
 
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error of torch says that the device has failed, and not that memory ran out."""
+    return not _is_of_memory(error) and (
+        isinstance(error, torch.AcceleratorError) or _LOST.search(str(error)) is not None
+    )
+
+
+def _is_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or _MEMORY.search(str(error)) is not None
+
+
 def _translate(error: RuntimeError) -> OctavoError | None:
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or _MEMORY.search(text):
+    if _is_of_memory(error):
         return _memory_error(text)
-    if isinstance(error, torch.AcceleratorError) or _LOST.search(text):
+    if is_lost(error):
         return DeviceLostError(
             f"{_device_name()} failed: {_first_line(text)}.",
             hint="Restart the engine. If the card fails again at once, close Octavo and start it"
