@@ -27,7 +27,12 @@ from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_runner import ModelRunner
 from octavo.engine.models.decoder import build_model
 from octavo.engine.planning import kernel_forms, plan_load, plan_meanwhile
-from octavo.engine.prompt_pace import PromptPace, attention_reach
+from octavo.engine.prompt_pace import (
+    STREAMED_CPU_STEP_S,
+    STREAMED_STEP_S,
+    PromptPace,
+    attention_reach,
+)
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.weights.load import load_weights
@@ -106,7 +111,11 @@ def assemble_engine(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=plan.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
-        pace=PromptPace(plan.max_num_batched_tokens, reach=attention_reach(model_config)),
+        pace=PromptPace(
+            plan.max_num_batched_tokens,
+            reach=attention_reach(model_config),
+            step_s=STREAMED_CPU_STEP_S if plan.device.kind == "cpu" else STREAMED_STEP_S,
+        ),
     )
     return Engine(runner, tokenizer, scheduler, block_manager, max_model_len=plan.max_model_len)
 
