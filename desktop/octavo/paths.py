@@ -64,6 +64,11 @@ class AppPaths:
         return self.cache_dir / "kernels"
 
     @property
+    def tiles_dir(self) -> Path:
+        """Of weights as the kernels read them; they can be made again from the models."""
+        return self.cache_dir / "tiles"
+
+    @property
     def log_file(self) -> Path:
         return self.data_dir / "logs" / "octavo.log"
 

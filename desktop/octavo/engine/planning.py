@@ -95,7 +95,11 @@ def plan_load(
     config = dataclasses.replace(config, dtype="float32", weights="packed", kv_dtype="float16")
     plan = plan_memory(model, config, device)
     return dataclasses.replace(
-        plan, items=(*plan.items, *_doubled_embedding(header, model)), uses_kernels=True
+        plan,
+        items=(*plan.items, *_doubled_embedding(header, model)),
+        # Layers get their matrices one by one, also plain numbers, and give them up when packed.
+        keeps_packed=True,
+        uses_kernels=True,
     )
 
 
