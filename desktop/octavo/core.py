@@ -196,6 +196,7 @@ class Core:
         settings["kernel_cache_dir"] = str(self.paths.kernels_dir)
         settings["tile_cache_dir"] = str(self.paths.tiles_dir)
         settings["waits_for_kernels"] = False
+        settings["gpu_tuning_table"] = str(self.paths.gpu_tuning_table)
         return EngineConfig(**(settings | dict(self._engine_overrides)))
 
 

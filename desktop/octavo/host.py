@@ -23,7 +23,7 @@ from octavo.engine.planning import plan_load
 from octavo.engine.request import EngineStats, GenerationDelta, GenerationRequest
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.thread import EngineThread, SteppedEngine
-from octavo.errors import ChatTemplateError, EngineClosedError, OctavoError
+from octavo.errors import ChatTemplateError, DeviceLostError, EngineClosedError, OctavoError
 from octavo.events import Event
 from octavo.hub.library import LibraryModel
 from octavo.jobs import JobControl, Progress
@@ -275,6 +275,8 @@ class ModelHost:
     def _require(self) -> _Loaded:
         loaded = self._loaded
         if loaded is None:
+            if isinstance(self._state.error, DeviceLostError):
+                raise self._state.error
             raise EngineClosedError("No model is loaded.", hint="Load one first.")
         return loaded
 
@@ -303,7 +305,9 @@ class ModelHost:
 
         control = JobControl(on_progress)
         self._text = text = await asyncio.to_thread(self._read_text_side, model.path)
-        thread = EngineThread(lambda control: self._make_engine(text.parts, config, control))
+        thread = EngineThread(
+            lambda control: self._make_engine(text.parts, config, control), on_lost=self._lose
+        )
         report = await thread.load(control, on_report)
         return _Loaded(thread, text, later[-1] if later else report)
 
@@ -316,6 +320,14 @@ class ModelHost:
             return _read_text_side(header)
         self.plan_header(known.parts.header).require_fit()
         return known
+
+    def _lose(self, error: DeviceLostError) -> None:
+        """The engine has ended by itself; whoever asks from now on is told why."""
+        if self._loaded is None:  # unloaded meanwhile
+            return
+        self._loaded = None
+        self._running.remove()
+        self._set_state(HostState(HostStatus.FAILED, self._state.model, error=error))
 
     async def _unload(self) -> bool:
         if self._loaded is None:

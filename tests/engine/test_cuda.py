@@ -10,6 +10,7 @@ import torch
 from octavo.checkpoint.gguf import GGMLType
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, detect_devices
+from octavo.engine.device_errors import free_device_memory
 from octavo.engine.executor import Executor
 from octavo.engine.executors import choose_executor
 from octavo.engine.kv_groups import kv_groups
@@ -82,6 +83,7 @@ def generate(
     return [sequence.output_token_ids for sequence in sequences]
 
 
+@pytest.mark.whole_card
 @pytest.mark.parametrize("kind", [KERNELS, TORCH])
 def test_detected_and_planned(kind: str) -> None:
     gpu = detect_devices()[0]
@@ -91,14 +93,16 @@ def test_detected_and_planned(kind: str) -> None:
     config = EngineConfig(device="cuda")
     plan = plan_memory(SMOLLM2_135M, config, gpu)
     assert plan.fits
+    free_device_memory()
     before = torch.cuda.mem_get_info(0)[0]
     model = build_model(SMOLLM2_135M, plan)
     for parameter in model.parameters():
         parameter.fill_(0.01)
-    executor = choose_executor(model, SMOLLM2_135M, plan, config)
+    executor: Executor
     if kind == TORCH:
         executor = TorchExecutor(model, SMOLLM2_135M, plan)
     else:
+        executor = choose_executor(model, SMOLLM2_135M, plan, config)
         assert executor.name == "Triton kernels", executor.reason
     runner = ModelRunner(executor, SMOLLM2_135M, plan, config)
     sequence = make_sequence(0, [5] * 512, temperature=0)
@@ -197,3 +201,29 @@ def test_loaded_checkpoints_answer_as_on_the_cpu(
         tokens[device] = {key: result.token_ids for key, result in results.items()}
         assert engine.stats().num_used_blocks == 0
     assert tokens["cuda"] == tokens["cpu"]
+
+
+def used_bytes() -> int:
+    """What the whole card has in use, also what torch does not count."""
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    return total_bytes - free_bytes
+
+
+@pytest.mark.whole_card
+@pytest.mark.parametrize("weights", ["packed", "unpacked"])
+def test_unloading_returns_the_cards_memory(tmp_path: Path, weights: str) -> None:
+    """But for the driver's context and the code of kernels, which come with the first load."""
+    path = write_tiny_llama(
+        tmp_path / "tiny.gguf", ggml_type=GGMLType.Q8_0, hidden_size=512, intermediate_size=1024
+    )
+    levels = []
+    for _ in range(3):
+        engine = make_engine(path, device="cuda", weights=weights, num_kv_blocks=20_000)
+        loaded = used_bytes()
+        run_all(engine, [request("a", list(b"hello the quick"), max_tokens=5)])
+        engine.close()
+        del engine
+        levels.append(used_bytes())
+        assert loaded - levels[-1] > 2 * 10**7, "the KV cache alone is larger"
+    assert levels[2] <= levels[1] + 2**21
+    assert levels[1] <= levels[0] + 2**23

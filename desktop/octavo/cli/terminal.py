@@ -17,6 +17,17 @@ from octavo.units import format_bytes
 
 BAR_WIDTH = 28
 STARTER = "starter"
+ENGINE_OPTIONS = (
+    "device",
+    "dtype",
+    "weights",
+    "kv_dtype",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "cpu_threads",
+)
+"""Fields of `EngineConfig` that the command line can say; `parsers.manual.add_engine` adds them."""
 
 
 class ProgressLine:
@@ -55,10 +66,7 @@ class ProgressLine:
 
 def make_core(options: argparse.Namespace, paths: AppPaths) -> Core:
     """A core whose engine settings are the settings file's with the command line's on top."""
-    names = (
-        "device", "dtype", "weights", "kv_dtype", "max_model_len", "max_num_seqs",
-        "waits_for_kernels",
-    )  # fmt: skip
+    names = (*ENGINE_OPTIONS, "waits_for_kernels")
     given = {name: getattr(options, name, None) for name in names}
     overrides = {name: value for name, value in given.items() if value is not None}
     core = Core(paths, engine_overrides=overrides)

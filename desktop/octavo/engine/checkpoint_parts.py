@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.checkpoint.folder import FolderHeader
+from octavo.checkpoint.gguf import GGUFHeader
 from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_config_gguf import model_config_from_gguf
@@ -59,12 +60,14 @@ def read_model_config(header: CheckpointHeader) -> ModelConfig:
 
 def read_tokenizer(header: CheckpointHeader) -> "Tokenizer":
     """Builds the tokenizer; raises as `read_model_config`."""
-    if isinstance(header, FolderHeader):
-        from octavo.engine.tokenizer_json import tokenizer_from_folder
-
-        return tokenizer_from_folder(header)
+    from octavo.engine.embedded_tokenizer import folder_inside
     from octavo.engine.tokenizer import tokenizer_from_gguf
+    from octavo.engine.tokenizer_json import tokenizer_from_folder
 
+    folder = header if isinstance(header, FolderHeader) else folder_inside(header)
+    if folder is not None:
+        return tokenizer_from_folder(folder)
+    assert isinstance(header, GGUFHeader)
     return tokenizer_from_gguf(header)
 
 

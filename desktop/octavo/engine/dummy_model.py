@@ -15,7 +15,7 @@ from octavo.engine.loading import assemble_engine
 from octavo.engine.memory import plan_memory
 from octavo.engine.model_config import ModelConfig, RopeConfig
 from octavo.engine.models.decoder import Decoder, build_model
-from octavo.engine.tokenizer import Tokenizer, byte_alphabet, tokenizer_from_metadata
+from octavo.engine.tokenizer import byte_alphabet, tokenizer_from_metadata
 from octavo.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def dummy_shapes() -> dict[str, ModelConfig]:
     """By the names that `--dummy-weights` takes."""
     shapes = [
         _shape("Llama-3.2-1B", 16, 2048, 8192, 32, 64, 128256, theta=5e5, tied=True),
+        _shape("Llama-3.2-3B", 28, 3072, 8192, 24, 128, 128256, theta=5e5, tied=True),
         _shape("Llama-3.1-8B", 32, 4096, 14336, 32, 128, 128256, theta=5e5, tied=False),
         _shape("Qwen3-0.6B", 28, 1024, 3072, 16, 128, 151936, theta=1e6, tied=True, qk_norm="head"),
         _shape("Qwen3-8B", 36, 4096, 12288, 32, 128, 151936, theta=1e6, tied=False, qk_norm="head"),
@@ -97,7 +98,7 @@ def load_dummy_engine(
     model_config = shapes[shape_name]
     plan = plan_memory(model_config, config, choose_device(config, detect_devices()))
     plan.require_fit()
-    tokenizer = _dummy_tokenizer(model_config.vocab_size)
+    tokenizer = tokenizer_from_metadata(dummy_vocabulary(model_config.vocab_size))
     if weights == "int4" and (plan.device.kind != "cuda" or plan.dtype != "bfloat16"):
         raise InvalidInputError(
             f"Dummy weights in int4 are for GPUs in bfloat16; this is {plan.device.name} in"
@@ -156,8 +157,9 @@ def _make_int4(model: Decoder) -> "MakeMatrix":
     return make
 
 
-def _dummy_tokenizer(vocab_size: int) -> Tokenizer:
-    """A byte-level vocabulary of that size: all bytes, one pair of them, then strings of three."""
+def dummy_vocabulary(vocab_size: int) -> dict[str, str | list[str]]:
+    """A byte-level vocabulary of that size under GGUF's keys: all bytes, one pair of them, then
+    strings of three."""
     alphabet = byte_alphabet()
     count = len(alphabet)
     tokens = [*alphabet, alphabet[0] + alphabet[1]]
@@ -165,11 +167,9 @@ def _dummy_tokenizer(vocab_size: int) -> Tokenizer:
         number = len(tokens)
         text = alphabet[number % count] + alphabet[number // count % count]
         tokens.append(text + alphabet[number // count**2 % count])
-    return tokenizer_from_metadata(
-        {
-            "tokenizer.ggml.model": "gpt2",
-            "tokenizer.ggml.pre": "llama-bpe",
-            "tokenizer.ggml.tokens": tokens,
-            "tokenizer.ggml.merges": [f"{alphabet[0]} {alphabet[1]}"],
-        }
-    )
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": [f"{alphabet[0]} {alphabet[1]}"],
+    }

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -18,6 +19,7 @@ from octavo.engine.block_manager import BlockManager
 from octavo.engine.checkpoint_parts import CheckpointParts, read_parts
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, default_cpu_threads, detect_devices
+from octavo.engine.device_errors import device_errors, free_device_memory
 from octavo.engine.engine import Engine
 from octavo.engine.executor import Executor
 from octavo.engine.executors import choose_executor
@@ -29,6 +31,7 @@ from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_runner import ModelRunner
 from octavo.engine.models.decoder import Decoder, build_model
 from octavo.engine.planning import kernel_forms, plan_load, plan_meanwhile
+from octavo.engine.prompt_pace import PromptPace, attention_reach
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.tile_store import Bytes, StoredMatrix, TileStore
 from octavo.engine.tokenizer import Tokenizer
@@ -45,6 +48,7 @@ _TORCH_THREADS = torch.get_num_threads()
 """As torch chose them for this machine."""
 
 
+@device_errors()
 def load_engine(
     source: Path | CheckpointParts, config: EngineConfig, control: JobControl
 ) -> tuple[Engine, LoadReport]:
@@ -62,6 +66,7 @@ def load_engine(
         ModelError: the file is damaged or of a kind Octavo does not run.
         InsufficientMemoryError: it does not fit; nothing was allocated.
         JobCancelled: `control` was cancelled.
+        DeviceMemoryError, DeviceLostError: as `device_errors` says.
     """
     load = _Load(source, config, control)
     plan = load.plan()
@@ -73,6 +78,8 @@ def load_engine(
     if used_plan.uses_kernels:
         load.compile_kernels(_progress_of(control, "Preparing the processor's kernels, once"))
     executor = load.executor(used_plan, control)
+    # Pinned buffers and scratch of the reading.
+    free_device_memory()
     parts = load.parts
     engine = assemble_engine(executor, parts.tokenizer, parts.model_config, used_plan, config)
     report = load.report(executor, used_plan)
@@ -97,14 +104,15 @@ def assemble_engine(
         plan.num_group_blocks,
         plan.block_size,
         windows=[group.window for group in kv_groups(model_config, plan.max_model_len)],
-        max_step_tokens=config.max_num_batched_tokens,
+        max_step_tokens=plan.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
     )
     scheduler = Scheduler(
         block_manager,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=plan.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
+        pace=PromptPace(plan.max_num_batched_tokens, reach=attention_reach(model_config)),
     )
     return Engine(runner, tokenizer, scheduler, block_manager, max_model_len=plan.max_model_len)
 
@@ -163,12 +171,20 @@ class _Load:
 
     def executor(self, plan: MemoryPlan, control: JobControl) -> Executor:
         """Reads the weights, for the kernels or for torch."""
-        model = build_model(self.parts.model_config, plan)
+        model_config, config = self.parts.model_config, self._config
+        model = build_model(model_config, plan)
         if plan.uses_kernels:
             return self._cpu_executor(model, plan, control)
-        load_weights(model, self._header, self.parts.model_config, control)
+        if plan.device.kind == "cuda" and not plan.keeps_packed:
+            # Kernels are compiled meanwhile, which asks only where the weights are.
+            with ThreadPoolExecutor(1, "octavo-load") as pool:
+                reading = pool.submit(load_weights, model, self._header, model_config, control)
+                return choose_executor(
+                    model, model_config, plan, config, await_weights=reading.result
+                )
+        load_weights(model, self._header, model_config, control)
         control.report(Progress("Preparing the KV cache"))
-        return choose_executor(model, self.parts.model_config, plan, self._config)
+        return choose_executor(model, model_config, plan, config)
 
     def _cpu_executor(self, model: Decoder, plan: MemoryPlan, control: JobControl) -> Executor:
         """Out of the tiles that an earlier load has kept, or of the checkpoint."""

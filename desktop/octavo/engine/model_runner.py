@@ -1,19 +1,21 @@
 """`ModelRunner`: takes a scheduled batch through the model and the sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from octavo.engine.batch import PersistentBatch, StepInputs
 from octavo.engine.config import EngineConfig
-from octavo.engine.executor import DeviceExecutor, Executor, SampledLater
+from octavo.engine.device_errors import device_errors, free_device_memory
+from octavo.engine.executor import DeviceExecutor, Executor, LaunchingExecutor, SampledLater
 from octavo.engine.kv_groups import kv_groups
-from octavo.engine.memory import PROMPT_LOGPROB_ROWS, MemoryPlan
+from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.request import TokenLogprob
 from octavo.engine.sampler import Sampler, gather_logprobs, noise_key, not_finite_error
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, StepOutput
 from octavo.engine.sequence import Sequence as TokenSequence
+from octavo.engine.step_memory import PROMPT_LOGPROB_ROWS
 
 
 class ModelRunner:
@@ -36,9 +38,12 @@ class ModelRunner:
         stop_token_ids: the model's own, which `min_tokens` holds back.
         """
         self._executor = executor
+        self._launching = executor if isinstance(executor, LaunchingExecutor) else None
         self._device_executor = executor if isinstance(executor, DeviceExecutor) else None
         # Where the step launched last chose each sequence's token.
         self._chosen: dict[int, int] = {}
+        # Of a step that failed; its blocks are in use, whatever became of it.
+        self._due_copies: tuple[tuple[int, int, int], ...] = ()
         self._batch = PersistentBatch(
             config.max_num_seqs,
             plan.max_model_len,
@@ -47,16 +52,18 @@ class ModelRunner:
         )
         self._sampler = Sampler(model_config.vocab_size, stop_token_ids)
 
+    @device_errors()
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepOutput:
         """Computes one step and samples where a sequence's tokens are all in the cache.
 
         Raises:
             EngineError: the model returned logits that are not finite.
+            DeviceMemoryError, DeviceLostError: as `device_errors` says.
         """
         for sequence in (*batch.preempted, *batch.finished):
             self.release(sequence)
-        self._executor.copy_blocks(batch.block_copies)
+        self._copy_blocks(batch)
         if not batch.sequences:
             return StepOutput(tokens={})
         if self._device_executor is not None and _is_decode(batch):
@@ -71,29 +78,37 @@ class ModelRunner:
         rows = torch.from_numpy(inputs.logits_indices).to(hidden.device)
         return self._sample(hidden[rows], sampling, prompt_logprobs)
 
+    @device_errors()
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> "LaunchedSampling | None":
-        """Begins a step whose tokens the device chooses by itself; None: it cannot."""
-        executor = self._device_executor
+        """Begins a step whose tokens the executor chooses by itself; None: it cannot."""
+        executor = self._launching
         if executor is None or not all(item.sequence.is_plain for item in batch.sequences):
             return None
         if not any(item.needs_sample for item in batch.sequences):
             return None
         for sequence in (*batch.preempted, *batch.finished):
             self.release(sequence)
-        executor.copy_blocks(batch.block_copies)
+        self._copy_blocks(batch)
         return self._launch(executor, batch)
 
+    @device_errors()
     @torch.inference_mode()
     def launch_following(self, batch: ScheduledBatch) -> "LaunchedSampling":
-        """Begins the step after the one launched last, whose tokens only the device knows."""
-        assert self._device_executor is not None
-        self._device_executor.copy_blocks(batch.block_copies)
-        return self._launch(self._device_executor, batch)
+        """Begins the step after the one launched last, whose tokens nobody knows yet."""
+        assert self._launching is not None
+        self._copy_blocks(batch)
+        return self._launch(self._launching, batch)
 
-    def _launch(self, executor: DeviceExecutor, batch: ScheduledBatch) -> "LaunchedSampling":
-        if _is_decode(batch):
-            hidden = executor.decode(self._batch.prepare_decode(batch, self._chosen))
+    def _copy_blocks(self, batch: ScheduledBatch) -> None:
+        self._due_copies += tuple(batch.block_copies)
+        self._executor.copy_blocks(self._due_copies)
+        self._due_copies = ()
+
+    def _launch(self, executor: LaunchingExecutor, batch: ScheduledBatch) -> "LaunchedSampling":
+        if self._device_executor is not None and _is_decode(batch):
+            step = self._batch.prepare_decode(batch, self._chosen)
+            hidden = self._device_executor.decode(step)
             return self._choose(executor, hidden, batch.sequences)
         inputs = self._batch.prepare(batch, self._chosen)
         sampling = [item for item in inputs.sequences if item.needs_sample]
@@ -101,7 +116,7 @@ class ModelRunner:
 
     def _choose(
         self,
-        executor: DeviceExecutor,
+        executor: LaunchingExecutor,
         hidden: torch.Tensor,
         sampling: Sequence[ScheduledSequence],
     ) -> "LaunchedSampling":
@@ -139,6 +154,18 @@ class ModelRunner:
         """Frees the row of a sequence that finished or was preempted; harmless if it has none."""
         self._batch.remove(sequence)
 
+    def recover(self, sequences: Iterable[TokenSequence]) -> None:
+        """After a step that failed: its rows are written anew, and free memory is given back."""
+        for sequence in sequences:
+            self._batch.remove(sequence)
+        self._chosen = {}
+        free_device_memory()
+
+    def close(self) -> None:
+        """Gives back the memory of weights, cache and graphs; no step may follow."""
+        del self._executor, self._launching, self._device_executor
+        free_device_memory(with_workspaces=True)
+
     def _prompt_logprobs(
         self, inputs: StepInputs, hidden: torch.Tensor
     ) -> dict[int, list[TokenLogprob]]:
@@ -168,7 +195,7 @@ class ModelRunner:
 
 
 class LaunchedSampling:
-    """A step whose tokens a device is choosing."""
+    """A step whose tokens are being chosen."""
 
     def __init__(self, sequence_ids: list[int], chosen: SampledLater) -> None:
         self._sequence_ids = sequence_ids
@@ -179,9 +206,11 @@ class LaunchedSampling:
 
         Raises:
             EngineError: the model returned logits that are not finite.
+            DeviceLostError: the device failed meanwhile.
         """
-        token_ids = self._chosen.token_ids()
-        if min(token_ids) < 0:
+        with device_errors():
+            token_ids = self._chosen.token_ids()
+        if min(token_ids, default=0) < 0:
             raise not_finite_error()
         return StepOutput(tokens=dict(zip(self._sequence_ids, token_ids, strict=True)))
 

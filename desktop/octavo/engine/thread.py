@@ -12,17 +12,19 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from octavo.engine.load_report import LoadReport
 from octavo.engine.request import EngineStats, FinishReason, GenerationDelta, GenerationRequest
-from octavo.errors import EngineClosedError, EngineError, OctavoError
+from octavo.errors import DeviceLostError, EngineClosedError, EngineError, OctavoError
 from octavo.jobs import JobCancelled, JobControl
 
 if TYPE_CHECKING:
     from octavo.engine.engine import Upgrade
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class SteppedEngine(Protocol):
@@ -35,6 +37,7 @@ class SteppedEngine(Protocol):
     def fail_all(self, error: Exception) -> list[GenerationDelta]: ...
     def step(self) -> list[GenerationDelta]: ...
     def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
 
 
 @runtime_checkable
@@ -81,11 +84,18 @@ class _Listener:
 class EngineThread:
     """Owns a thread that makes an engine, steps it while there is work, and sleeps otherwise."""
 
-    def __init__(self, make_engine: MakeEngine) -> None:
+    def __init__(
+        self,
+        make_engine: MakeEngine,
+        *,
+        on_lost: Callable[[DeviceLostError], None] = lambda _: None,
+    ) -> None:
         """Args:
         make_engine: loads the engine, on the engine thread; reports progress, may be cancelled.
+        on_lost: called in the loop of `load` if the engine ends because its device failed.
         """
         self._make_engine = make_engine
+        self._on_lost = on_lost
         self._commands: queue.SimpleQueue[_Add | _Abort | _Upgrade | _Close] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._lock = threading.Lock()
@@ -185,12 +195,18 @@ class EngineThread:
             self._is_open = True
         self._stats = engine.stats()
         self._post_loaded(report)
+        lost: DeviceLostError | None = None
         if isinstance(engine, UpgradableEngine) and engine.upgrade is not None:
             self._begin_upgrade(engine.upgrade)
             engine.upgrade = None
         while self._obey(engine):
             try:
                 deltas = engine.step()
+            except DeviceLostError as error:
+                logger.exception("The device is lost")
+                lost = error
+                self._control.cancel()
+                break
             except Exception as error:
                 logger.exception("A step failed")
                 deltas = engine.fail_all(_as_octavo_error(error, "The engine failed"))
@@ -201,12 +217,16 @@ class EngineThread:
             self._upgrading.join()
         with self._lock:
             self._is_open = False
-        closed = EngineClosedError("The model was unloaded.", hint="Load it and try again.")
+        closed = lost or EngineClosedError("The model was unloaded.", hint="Load it and try again.")
         self._publish(engine.fail_all(closed))
         self._publish(
             GenerationDelta(request_id=request_id, finish_reason=FinishReason.ERROR, error=closed)
             for request_id in tuple(self._listeners)
         )
+        if lost is None:
+            engine.close()
+        else:
+            self._post(self._on_lost, lost)
 
     def _obey(self, engine: SteppedEngine) -> bool:
         """Takes the waiting commands and sleeps while there is no work; False: close."""
@@ -276,9 +296,13 @@ class EngineThread:
                     self._commands.put(_Abort(request_id))
 
     def _post_loaded(self, outcome: LoadReport | OctavoError) -> None:
+        self._post(self._resolve_loaded, outcome)
+
+    def _post(self, call: Callable[[_T], None], argument: _T) -> None:
+        """Calls something in the loop that loaded the model."""
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop closed while the model loaded
-            self._loop.call_soon_threadsafe(self._resolve_loaded, outcome)
+        with contextlib.suppress(RuntimeError):  # that loop has closed meanwhile
+            self._loop.call_soon_threadsafe(call, argument)
 
     def _resolve_loaded(self, outcome: LoadReport | OctavoError) -> None:
         assert self._loaded is not None

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -28,6 +28,9 @@ KEEP_ALIVE_S = 10.0
 """A stream that has nothing to say for this long sends a comment."""
 LAST_WORD_S = 1.0
 """How long a client that does not read may hold up the error that ends its answer."""
+
+ChoiceDelta: TypeAlias = tuple[int, GenerationDelta]
+"""Which of all prompts' completions, and what it has grown by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +117,12 @@ class Answer(Response):
     async def _collect(
         self,
         num_choices: int,
-        stream: AsyncGenerator[tuple[int, GenerationDelta] | None, None],
+        stream: AsyncGenerator[list[ChoiceDelta], None],
         live: LiveRequest,
     ) -> dict[str, Any]:
         completions = [Completion() for _ in range(num_choices)]
-        async for item in stream:
-            if item is not None:
-                choice, delta = item
+        async for arrived in stream:
+            for choice, delta in arrived:
                 completions[choice].add(delta)
                 self._note(delta, live)
         choices = [self._call.shape.whole(i, one) for i, one in enumerate(completions)]
@@ -130,24 +132,30 @@ class Answer(Response):
     async def _send_stream(
         self,
         num_choices: int,
-        stream: AsyncGenerator[tuple[int, GenerationDelta] | None, None],
+        stream: AsyncGenerator[list[ChoiceDelta], None],
         live: LiveRequest,
         send: Send,
     ) -> None:
-        """Begins with the first delta, so that a refused prompt still gets its own status."""
+        """Begins with the first delta, so that a refused prompt still gets its own status.
+
+        What has arrived meanwhile goes out in one piece, an event each: a write costs more than all
+        the rest, so a server that lags behind the engine catches up.
+        """
         shape = self._call.shape
-        async for item in stream:
+        async for arrived in stream:
+            events = []
             if not self._has_begun:
                 await self._begin_stream(send)
                 openings = [shape.opening(choice) for choice in range(num_choices)]
-                await self._send_chunks(send, [choice for choice in openings if choice])
-            if item is None:
-                await _send_part(send, b": waiting\n\n")
-                continue
-            choice, delta = item
-            self._note(delta, live)
-            if delta.text or delta.logprobs or delta.finish_reason is not None:
-                await self._send_chunks(send, [shape.chunk(choice, delta)])
+                events = [self._chunk_event(choice) for choice in openings if choice]
+            if not arrived:
+                events.append(b": waiting\n\n")
+            for choice, delta in arrived:
+                self._note(delta, live)
+                if delta.text or delta.logprobs or delta.finish_reason is not None:
+                    events.append(self._chunk_event(shape.chunk(choice, delta)))
+            if events:
+                await _send_part(send, b"".join(events))
         if self._call.includes_usage:
             chunk = self._envelope(shape.chunk_object, [])
             await _send_part(send, _event(chunk | {"usage": self._usage.as_json()}))
@@ -162,12 +170,11 @@ class Answer(Response):
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def _send_chunks(self, send: Send, choices: Sequence[dict[str, Any]]) -> None:
-        for choice in choices:
-            chunk = self._envelope(self._call.shape.chunk_object, [choice])
-            if self._call.includes_usage:
-                chunk["usage"] = None
-            await _send_part(send, _event(chunk))
+    def _chunk_event(self, choice: dict[str, Any]) -> bytes:
+        chunk = self._envelope(self._call.shape.chunk_object, [choice])
+        if self._call.includes_usage:
+            chunk["usage"] = None
+        return _event(chunk)
 
     async def _send_error(
         self, error: OctavoError, scope: Scope, receive: Receive, send: Send
@@ -193,12 +200,12 @@ class Answer(Response):
 
 async def _merged_deltas(
     host: ModelHost, prompts: Sequence[Sequence[int]], params: SamplingParams, request_id: str
-) -> AsyncGenerator[tuple[int, GenerationDelta] | None, None]:
-    """(choice, delta) of all prompts in the order they come; None after a while of silence.
+) -> AsyncGenerator[list[ChoiceDelta], None]:
+    """What has come since the last time, of all prompts in its order; [] after a while of silence.
 
     Leave it through `aclosing`, which aborts them.
     """
-    inbox: asyncio.Queue[tuple[int, GenerationDelta] | asyncio.Task[None]] = asyncio.Queue()
+    inbox: asyncio.Queue[ChoiceDelta | asyncio.Task[None]] = asyncio.Queue()
 
     async def pump(index: int, prompt: Sequence[int]) -> None:
         deltas = host.generate(prompt, params, request_id=f"{request_id}-{index}")
@@ -212,26 +219,36 @@ async def _merged_deltas(
     num_unfinished = len(tasks)
     try:
         while num_unfinished:
-            item = await _next_or_none(inbox)
-            if isinstance(item, asyncio.Task):
-                item.result()
-                num_unfinished -= 1
-            else:
-                yield item
+            arrived: list[ChoiceDelta] = []
+            ended: list[asyncio.Task[None]] = []
+            for item in await _all_or_none(inbox):
+                if isinstance(item, asyncio.Task):
+                    ended.append(item)
+                else:
+                    arrived.append(item)
+            if arrived or not ended:
+                yield arrived
+            num_unfinished -= len(ended)
+            for task in ended:
+                task.result()
     finally:
         await _end(*tasks)
 
 
-async def _next_or_none(
-    inbox: asyncio.Queue[tuple[int, GenerationDelta] | asyncio.Task[None]],
-) -> tuple[int, GenerationDelta] | asyncio.Task[None] | None:
-    with contextlib.suppress(asyncio.QueueEmpty):
-        return inbox.get_nowait()  # a timer per token would cost more than the token's JSON
-    try:
-        async with asyncio.timeout(KEEP_ALIVE_S):
-            return await inbox.get()
-    except TimeoutError:
-        return None
+async def _all_or_none(
+    inbox: asyncio.Queue[ChoiceDelta | asyncio.Task[None]],
+) -> list[ChoiceDelta | asyncio.Task[None]]:
+    """All that is there, at least one after a wait; none after a while of silence."""
+    items: list[ChoiceDelta | asyncio.Task[None]] = []
+    if inbox.empty():  # a timer per token would cost more than the token's JSON
+        try:
+            async with asyncio.timeout(KEEP_ALIVE_S):
+                items.append(await inbox.get())
+        except TimeoutError:
+            return []
+    while not inbox.empty():
+        items.append(inbox.get_nowait())
+    return items
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:

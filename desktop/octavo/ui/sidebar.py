@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
+from octavo.errors import DeviceLostError
 from octavo.host import HostState, HostStatus
 from octavo.ui.icons import app_mark
 from octavo.ui.theme import ThemeController
@@ -193,6 +194,7 @@ def describe_host(state: HostState) -> tuple[str, str, str]:
         case HostStatus.UNLOADING:
             return title, "Unloading", "soft"
         case HostStatus.FAILED:
-            return title, "Could not be loaded", "bad"
+            is_lost = isinstance(state.error, DeviceLostError)
+            return title, "The engine has ended" if is_lost else "Could not be loaded", "bad"
         case _:
             return "No model loaded", "Choose one under Models", "soft"

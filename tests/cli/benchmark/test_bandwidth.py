@@ -1,0 +1,22 @@
+"""What memory allows: the bytes of a token, and the bytes of a second."""
+
+from pathlib import Path
+
+import pytest
+
+from octavo.checkpoint.header import read_checkpoint
+from octavo.cli.benchmark.bandwidth import ReadBandwidth, weight_bytes_per_token
+from tests.support.gguf_files import TinyLlama, write_tiny_llama
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_an_embedding_counts_where_it_is_the_head(tmp_path: Path, is_tied: bool) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf", tie_embeddings=is_tied)
+    header = read_checkpoint(path)
+    rows, width = TinyLlama().vocab_size, TinyLlama().hidden_size
+    unread = 0 if is_tied else rows * width * 4
+    assert weight_bytes_per_token(header) == header.tensor_bytes - unread
+
+
+def test_memory_is_read_at_some_rate() -> None:
+    assert ReadBandwidth(2).bytes_per_second() > 1e8
