@@ -190,6 +190,8 @@ class Core:
         """The engine's section of the settings; raises InvalidSettingsError."""
         settings = dataclasses.asdict(self.settings.value.engine)
         settings["kernel_cache_dir"] = str(self.paths.kernels_dir)
+        settings["waits_for_kernels"] = False
+        settings["gpu_tuning_table"] = str(self.paths.gpu_tuning_table)
         return EngineConfig(**(settings | dict(self._engine_overrides)))
 
 

@@ -64,6 +64,11 @@ class AppPaths:
         return self.cache_dir / "kernels"
 
     @property
+    def gpu_tuning_table(self) -> Path:
+        """What `octavo bench --tune` found out about this machine's GPU."""
+        return self.data_dir / "gpu_tuning.toml"
+
+    @property
     def log_file(self) -> Path:
         return self.data_dir / "logs" / "octavo.log"
 

@@ -197,3 +197,28 @@ def test_loaded_checkpoints_answer_as_on_the_cpu(
         tokens[device] = {key: result.token_ids for key, result in results.items()}
         assert engine.stats().num_used_blocks == 0
     assert tokens["cuda"] == tokens["cpu"]
+
+
+def used_bytes() -> int:
+    """What the whole card has in use, also what torch does not count."""
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    return total_bytes - free_bytes
+
+
+@pytest.mark.parametrize("weights", ["packed", "unpacked"])
+def test_unloading_returns_the_cards_memory(tmp_path: Path, weights: str) -> None:
+    """But for the driver's context and the code of kernels, which come with the first load."""
+    path = write_tiny_llama(
+        tmp_path / "tiny.gguf", ggml_type=GGMLType.Q8_0, hidden_size=512, intermediate_size=1024
+    )
+    levels = []
+    for _ in range(3):
+        engine = make_engine(path, device="cuda", weights=weights, num_kv_blocks=20_000)
+        loaded = used_bytes()
+        run_all(engine, [request("a", list(b"hello the quick"), max_tokens=5)])
+        engine.close()
+        del engine
+        levels.append(used_bytes())
+        assert loaded - levels[-1] > 2 * 10**7, "the KV cache alone is larger"
+    assert levels[2] <= levels[1] + 2**21
+    assert levels[1] <= levels[0] + 2**23

@@ -36,12 +36,16 @@ class BenchRow:
 
 def bench_verb(options: argparse.Namespace, paths: AppPaths) -> int:
     """`octavo bench [MODEL]`."""
+    if options.tune:
+        from octavo.cli.tune import tune
+
+        return tune(options, paths)
     from octavo.cli.benchmark.dummy_file import DUMMY_FILE_FORMATS, dummy_file
 
     if options.dummy_weights and options.weight_format not in DUMMY_FILE_FORMATS:
         from octavo.cli.dummy_bench import dummy_bench
 
-        return dummy_bench(options)
+        return dummy_bench(options, paths)
     _check(options)
     core = make_core(options, paths)
     if not options.dummy_weights:

@@ -14,9 +14,10 @@ from octavo.engine.kernels.cpu.simd import TIER
 from octavo.engine.kernels.cpu.step_arrays import StepArrays
 from octavo.engine.kernels.cpu.worker_threads import WorkerThreads
 from octavo.engine.kv_groups import kv_groups
-from octavo.engine.memory import PROMPT_LOGPROB_ROWS, MemoryPlan
+from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder
+from octavo.engine.step_memory import PROMPT_LOGPROB_ROWS
 
 
 class CPUExecutor:
@@ -57,10 +58,10 @@ class CPUExecutor:
             config,
             groups,
             self._pages,
-            max_tokens=engine_config.max_num_batched_tokens,
+            max_tokens=plan.max_num_batched_tokens,
             max_rows=max(
                 PROMPT_LOGPROB_ROWS,
-                min(engine_config.max_num_seqs, engine_config.max_num_batched_tokens),
+                min(engine_config.max_num_seqs, plan.max_num_batched_tokens),
             ),
             num_threads=num_threads,
         )

@@ -1,14 +1,16 @@
 """`CudaExecutor`: a decoder on an NVIDIA card, by Triton kernels and CUDA graphs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
 from octavo.engine.attention.base import AttentionMetadata, WindowTables
 from octavo.engine.attention.triton_attention import TritonAttention
-from octavo.engine.batch import DecodeStep, StepInputs
+from octavo.engine.batch import DecodeStep, PersistentBatch, StepInputs
 from octavo.engine.decode_graphs import ChosenTokens, DecodeGraphs
-from octavo.engine.kernels.triton.decode_attention import DecodeShape
+from octavo.engine.kernels.triton.attention_tiling import load_tilings
+from octavo.engine.kernels.triton.decode_attention import DecodeShape, padded_head_dim
 from octavo.engine.kernels.triton.decode_inputs import rotate_positions
 from octavo.engine.kernels.triton.heads import HeadRotation
 from octavo.engine.kernels.triton.launch import overlaps_launches
@@ -18,6 +20,9 @@ from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import DTYPES, Decoder
 from octavo.engine.models.fused_decoder import FusedDecoder, MakeMatrix
+from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.sequence import ScheduledBatch, ScheduledSequence
+from octavo.engine.sequence import Sequence as TokenSequence
 from octavo.engine.staging import stage
 
 
@@ -35,8 +40,10 @@ class CudaExecutor:
         max_num_seqs: int,
         reason: str = "",
         make_matrix: MakeMatrix | None = None,
+        tuning_table: Path | None = None,
+        await_weights: Callable[[], object] = lambda: None,
     ) -> None:
-        """Allocates the KV cache and captures the decode steps.
+        """Allocates the KV cache, compiles the kernels and captures the decode steps.
 
         Args:
             model: loaded, as `build_model` made it for the same plan.
@@ -45,6 +52,9 @@ class CudaExecutor:
             max_num_seqs: the most sequences of a step.
             reason: why this executor was chosen.
             make_matrix: how linear layers are multiplied by; None: as the model holds them.
+            tuning_table: of this machine's own card; None: there is none.
+            await_weights: returns when the model's weights have been read. Until then kernels are
+                compiled, which asks only where the weights are.
 
         Raises:
             InsufficientMemoryError: the cache could not be allocated.
@@ -73,6 +83,7 @@ class CudaExecutor:
             self._device,
             max_model_len=plan.max_model_len,
             overlap=overlap,
+            tilings=load_tilings(plan.device.name, padded_head_dim(config.head_dim), tuning_table),
         )
         with torch.inference_mode():
             self._fused = FusedDecoder(model, config, overlap=overlap, make_matrix=make_matrix)
@@ -87,6 +98,11 @@ class CudaExecutor:
                 max_blocks=num_blocks_for(plan.max_model_len, plan.block_size),
                 captures=self._device.type == "cuda" and self._fused.can_be_captured,
             )
+        if self._device.type == "cuda" and self._fused.can_be_captured:
+            self._graphs.warm_up()
+            self._warm_up_prompts(plan)
+        await_weights()
+        self._graphs.capture()
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -150,6 +166,22 @@ class CudaExecutor:
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._model.finish_logits(self._fused.project(hidden))
+
+    @torch.inference_mode()
+    def _warm_up_prompts(self, plan: MemoryPlan) -> None:
+        """Computes a fresh prompt and one that goes on, on blocks that nobody has yet."""
+        num_tokens = plan.block_size // 2
+        if min(plan.num_group_blocks) < 3 or num_tokens == 0:
+            return
+        batch = PersistentBatch(2, plan.max_model_len, plan.block_size, windows=self._windows)
+        scheduled = []
+        for index, start in enumerate((0, num_tokens)):
+            token_ids = (0,) * (start + num_tokens)
+            sequence = TokenSequence(index, "", 0, token_ids, SamplingParams(), seed=0)
+            sequence.block_tables = [[1 + index] for _ in self._windows]
+            scheduled.append(ScheduledSequence(sequence, start, num_tokens))
+        hidden = self.forward_sampled(batch.prepare(ScheduledBatch(tuple(scheduled))))
+        self.choose(hidden, (0.0, 0.0), (0, 0)).token_ids()
 
     def _rotations(self, positions: torch.Tensor) -> list[HeadRotation]:
         rotations = []

@@ -19,11 +19,11 @@ from octavo.engine.kernels.triton.decode_inputs import DecodeInputs, begin_step
 from octavo.engine.kernels.triton.heads import HeadRotation
 from octavo.engine.kernels.triton.sampling import choose_tokens
 from octavo.engine.kv_cache import KVCache
-from octavo.engine.memory import decode_graph_sizes
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder
 from octavo.engine.models.fused_decoder import FusedDecoder
 from octavo.engine.staging import stage
+from octavo.engine.step_memory import decode_graph_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class DecodeGraphs:
         max_blocks: int,
         captures: bool,
     ) -> None:
-        """Allocates the buffers and captures the graphs.
+        """Allocates the buffers; `warm_up` and `capture` make the graphs.
 
         Args:
             model: for its embedding.
@@ -124,21 +124,51 @@ class DecodeGraphs:
         ]
         self._turn = self._sampled_turn = 0
         self._sizes = decode_graph_sizes(max_num_seqs)
-        self._steps: dict[int, _Step] = {}
-        started_at = time.perf_counter()
-        pool = torch.cuda.graph_pool_handle() if captures else None
+        # The largest first: the smaller ones find room in its memory.
+        self._steps = {size: self._make_step(size) for size in reversed(self._sizes)}
         # One for all captures: torch's matrix library keeps a workspace for each stream.
         self._capture_stream = torch.cuda.Stream(device) if captures else None  # type: ignore[no-untyped-call]
-        # The largest first: the smaller ones find room in its memory.
-        for size in reversed(self._sizes):
-            self._steps[size] = self._make_step(size, pool)
-        if captures:
-            torch.cuda.synchronize(device)
-            logger.info(
-                "Captured decode steps of %d sizes in %.2f s",
-                len(self._sizes),
-                time.perf_counter() - started_at,
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Runs every step once, so that kernels are compiled and libraries have their memory.
+
+        The weights may still be on their way: it is padding that is computed.
+        """
+        stream = self._capture_stream
+        if stream is None:
+            return
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for size, step in self._steps.items():
+                self._pad(size)
+                step.run_layers()
+                step.run_head()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Makes graphs of all steps, after `warm_up`; nobody else may use the device meanwhile."""
+        if self._capture_stream is None:
+            return
+        started_at = time.perf_counter()
+        pool = torch.cuda.graph_pool_handle()
+        for size, step in self._steps.items():
+            self._pad(size)
+            self._steps[size] = _Step(
+                self._capture(step.run_layers, pool), self._capture(step.run_head, pool)
             )
+        torch.cuda.synchronize(self._device)
+        logger.info(
+            "Captured decode steps of %d sizes in %.2f s",
+            len(self._sizes),
+            time.perf_counter() - started_at,
+        )
+
+    def _pad(self, size: int) -> None:
+        """Makes every row padding: nothing is written to the cache."""
+        self._packed.zero_()
+        self._packed[2 * size : 3 * size] = -1
 
     @torch.inference_mode()
     def run(
@@ -225,7 +255,7 @@ class DecodeGraphs:
             overlap=self._attention.overlap,
         )
 
-    def _make_step(self, size: int, pool: Any) -> _Step:
+    def _make_step(self, size: int) -> _Step:
         num_groups = len(self._windows)
         inputs = DecodeInputs(
             packed=self._packed[: (3 + num_groups) * size].view(3 + num_groups, size),
@@ -266,11 +296,7 @@ class DecodeGraphs:
         def run_head() -> None:
             self._choose(self._normed[:size], size)
 
-        if pool is None:
-            return _Step(run_layers, run_head)
-        # Padding alone: nothing is written to the cache.
-        self._packed.view(-1)[2 * size : 3 * size] = -1
-        return _Step(self._capture(run_layers, pool), self._capture(run_head, pool))
+        return _Step(run_layers, run_head)
 
     def _attention_step(self, inputs: DecodeInputs, size: int) -> TritonAttentionStep:
         others = (window for window in self._windows[1:] if window is not None)
@@ -293,14 +319,7 @@ class DecodeGraphs:
         )
 
     def _capture(self, run: Callable[[], None], pool: Any) -> Callable[[], None]:
-        """Runs once, so that kernels are compiled and libraries have their memory, then records."""
-        stream = self._capture_stream
-        assert stream is not None
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            run()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
+        with torch.cuda.graph(graph, pool=pool, stream=self._capture_stream):
             run()
         return graph.replay

@@ -1,19 +1,21 @@
 """`ModelRunner`: takes a scheduled batch through the model and the sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from octavo.engine.batch import PersistentBatch, StepInputs
 from octavo.engine.config import EngineConfig
+from octavo.engine.device_errors import device_errors, free_device_memory
 from octavo.engine.executor import DeviceExecutor, Executor, SampledLater
 from octavo.engine.kv_groups import kv_groups
-from octavo.engine.memory import PROMPT_LOGPROB_ROWS, MemoryPlan
+from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.request import TokenLogprob
 from octavo.engine.sampler import Sampler, gather_logprobs, noise_key, not_finite_error
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, StepOutput
 from octavo.engine.sequence import Sequence as TokenSequence
+from octavo.engine.step_memory import PROMPT_LOGPROB_ROWS
 
 
 class ModelRunner:
@@ -39,6 +41,8 @@ class ModelRunner:
         self._device_executor = executor if isinstance(executor, DeviceExecutor) else None
         # Where the step launched last chose each sequence's token.
         self._chosen: dict[int, int] = {}
+        # Of a step that failed; its blocks are in use, whatever became of it.
+        self._due_copies: tuple[tuple[int, int, int], ...] = ()
         self._batch = PersistentBatch(
             config.max_num_seqs,
             plan.max_model_len,
@@ -47,16 +51,18 @@ class ModelRunner:
         )
         self._sampler = Sampler(model_config.vocab_size, stop_token_ids)
 
+    @device_errors()
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepOutput:
         """Computes one step and samples where a sequence's tokens are all in the cache.
 
         Raises:
             EngineError: the model returned logits that are not finite.
+            DeviceMemoryError, DeviceLostError: as `device_errors` says.
         """
         for sequence in (*batch.preempted, *batch.finished):
             self.release(sequence)
-        self._executor.copy_blocks(batch.block_copies)
+        self._copy_blocks(batch)
         if not batch.sequences:
             return StepOutput(tokens={})
         if self._device_executor is not None and _is_decode(batch):
@@ -71,6 +77,7 @@ class ModelRunner:
         rows = torch.from_numpy(inputs.logits_indices).to(hidden.device)
         return self._sample(hidden[rows], sampling, prompt_logprobs)
 
+    @device_errors()
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> "LaunchedSampling | None":
         """Begins a step whose tokens the device chooses by itself; None: it cannot."""
@@ -81,15 +88,21 @@ class ModelRunner:
             return None
         for sequence in (*batch.preempted, *batch.finished):
             self.release(sequence)
-        executor.copy_blocks(batch.block_copies)
+        self._copy_blocks(batch)
         return self._launch(executor, batch)
 
+    @device_errors()
     @torch.inference_mode()
     def launch_following(self, batch: ScheduledBatch) -> "LaunchedSampling":
         """Begins the step after the one launched last, whose tokens only the device knows."""
         assert self._device_executor is not None
-        self._device_executor.copy_blocks(batch.block_copies)
+        self._copy_blocks(batch)
         return self._launch(self._device_executor, batch)
+
+    def _copy_blocks(self, batch: ScheduledBatch) -> None:
+        self._due_copies += tuple(batch.block_copies)
+        self._executor.copy_blocks(self._due_copies)
+        self._due_copies = ()
 
     def _launch(self, executor: DeviceExecutor, batch: ScheduledBatch) -> "LaunchedSampling":
         if _is_decode(batch):
@@ -139,6 +152,18 @@ class ModelRunner:
         """Frees the row of a sequence that finished or was preempted; harmless if it has none."""
         self._batch.remove(sequence)
 
+    def recover(self, sequences: Iterable[TokenSequence]) -> None:
+        """After a step that failed: its rows are written anew, and free memory is given back."""
+        for sequence in sequences:
+            self._batch.remove(sequence)
+        self._chosen = {}
+        free_device_memory()
+
+    def close(self) -> None:
+        """Gives back the memory of weights, cache and graphs; no step may follow."""
+        del self._executor, self._device_executor
+        free_device_memory(with_workspaces=True)
+
     def _prompt_logprobs(
         self, inputs: StepInputs, hidden: torch.Tensor
     ) -> dict[int, list[TokenLogprob]]:
@@ -179,8 +204,10 @@ class LaunchedSampling:
 
         Raises:
             EngineError: the model returned logits that are not finite.
+            DeviceLostError: the device failed meanwhile.
         """
-        token_ids = self._chosen.token_ids()
+        with device_errors():
+            token_ids = self._chosen.token_ids()
         if min(token_ids) < 0:
             raise not_finite_error()
         return StepOutput(tokens=dict(zip(self._sequence_ids, token_ids, strict=True)))

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from octavo.engine.logits_processing import process_logits
-from octavo.engine.memory import SAMPLED_ROWS
 from octavo.engine.request import TokenLogprob
 from octavo.engine.sequence import Sequence as TokenSequence
+from octavo.engine.step_memory import SAMPLED_ROWS
 from octavo.engine.truncation import column, exclude_top_choices, likeliest
 from octavo.errors import EngineError
 

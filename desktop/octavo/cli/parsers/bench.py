@@ -26,6 +26,7 @@ def add_bench(verbs: Verbs) -> None:
             Example(
                 "octavo bench --dummy-weights Llama-3.2-3B --weight-format q4_k --streams 1", ""
             ),
+            Example("octavo bench --tune", "find what suits this GPU"),
         ],
         environment=["CUDA_VISIBLE_DEVICES"],
     )
@@ -44,12 +45,19 @@ def add_bench(verbs: Verbs) -> None:
     parser.add_argument(
         "--repetitions", type=int, default=5, metavar="N", help="runs after a warm-up"
     )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="instead, find out how attention runs fastest on this GPU, and keep it for every model"
+        " (minutes; some cards are known already)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     _add_peers(parser)
     _add_http(parser)
     _add_dummy(parser)
     add_engine(parser)
-    parser.set_defaults(verb="bench:bench_verb")
+    # Figures are of the kernels, even where they must be compiled first.
+    parser.set_defaults(verb="bench:bench_verb", waits_for_kernels=True)
 
 
 def _add_peers(parser: VerbParser) -> None:

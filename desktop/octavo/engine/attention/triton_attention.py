@@ -21,6 +21,7 @@ from octavo.engine.attention.base import (
     WindowTables,
 )
 from octavo.engine.attention.kv_types import store_heads
+from octavo.engine.kernels.triton.attention_tiling import AttentionTilings
 from octavo.engine.kernels.triton.decode_attention import (
     DecodeShape,
     SplitScratch,
@@ -48,6 +49,8 @@ packs of prompts, but prepares itself anew for each length."""
 _VARLEN_OPTIONS: dict[str, Any] = (
     {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 )
+_TORCH_HEAD_STEP = 8
+"""Heads of other sizes torch's kernels do not take."""
 _CPU_PROCESSORS = 8
 """For Triton's interpreter, which has no multiprocessors to count."""
 
@@ -89,6 +92,7 @@ class TritonAttention:
         *,
         max_model_len: int,
         overlap: bool = False,
+        tilings: AttentionTilings | None = None,
     ) -> None:
         """Args:
         shape: the model's.
@@ -96,7 +100,9 @@ class TritonAttention:
         device: where all lies.
         max_model_len: the longest context.
         overlap: whether kernels may overlap with those before them.
+        tilings: of the card, for the decodes; None: the default.
         """
+        self._tilings = tilings or AttentionTilings()
         self.shape = shape
         self.dtype = dtype
         self.device = device
@@ -127,10 +133,14 @@ class TritonAttention:
 
     def make_scratch(self, num_seqs: int) -> SplitScratch:
         """Room for the parts of a decode step."""
+        tiling = self._tilings.find(num_seqs)
         splits = num_splits(
-            num_seqs, self.shape.num_kv_heads, self._max_model_len, self._num_processors
+            num_seqs,
+            self.shape.num_kv_heads,
+            self._max_model_len,
+            tiling.programs * self._num_processors,
         )
-        return SplitScratch(num_seqs, self.shape, splits, self.device)
+        return SplitScratch(num_seqs, self.shape, splits, self.device, tiling)
 
     def _prefill(self, metadata: AttentionMetadata) -> _Prefill | None:
         num_decode = metadata.num_decode
@@ -291,6 +301,7 @@ class TritonAttentionStep:
             and storage_kind(cache, query.dtype) == SAME
             and query.dtype is not torch.float32
             and query.is_cuda
+            and query.shape[-1] % _TORCH_HEAD_STEP == 0
         )
         if prefill is not None and by_torch and num_decode == 0 and len(prefill.fresh) == 1:
             run = prefill.fresh[0]

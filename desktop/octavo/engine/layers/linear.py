@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from octavo.engine.memory import UNPACKED_DEVICE_SLAB_ELEMENTS, UNPACKED_SLAB_ELEMENTS
 from octavo.engine.quantization.packed import PackedWeight
+from octavo.engine.step_memory import UNPACKED_DEVICE_SLAB_ELEMENTS, UNPACKED_SLAB_ELEMENTS
 
 
 def parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:

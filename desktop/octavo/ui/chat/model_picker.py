@@ -8,7 +8,7 @@ from PySide6.QtGui import QAction, QActionGroup
 from PySide6.QtWidgets import QHBoxLayout, QMenu, QVBoxLayout, QWidget
 
 from octavo.core import Core
-from octavo.errors import OctavoError
+from octavo.errors import DeviceLostError, OctavoError
 from octavo.host import HostState, HostStatus
 from octavo.hub.library import LibraryModel
 from octavo.jobs import Progress
@@ -155,6 +155,8 @@ class ModelPicker(QWidget):
             self.error_card.clear()
             self.progress.show_progress(state.progress or Progress("Loading the model"))
         elif state.status is HostStatus.FAILED and state.error is not None:
+            is_lost = isinstance(state.error, DeviceLostError)
+            self.error_card.retry.setText("Restart the engine" if is_lost else "Try again")
             self.error_card.show_error(state.error)
         else:
             self.error_card.clear()
