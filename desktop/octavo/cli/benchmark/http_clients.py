@@ -12,7 +12,6 @@ from typing import Any
 
 from octavo.errors import EngineError
 
-
 _BUFFER_BYTES = 1 << 16
 
 
