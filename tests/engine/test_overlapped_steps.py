@@ -1,6 +1,7 @@
 """Steps begun before the tokens of the one before are known: the same answers as without."""
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from octavo.engine.batch import DecodeStep, GroupInputs, StepInputs
 from octavo.engine.block_manager import BlockManager
 from octavo.engine.config import EngineConfig
+from octavo.engine.cpu_executor import CPUExecutor
 from octavo.engine.engine import Engine
+from octavo.engine.executor import Executor
 from octavo.engine.kv_groups import kv_groups
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
@@ -106,21 +109,51 @@ def make_tokenizer() -> Tokenizer:
     )
 
 
+MakeExecutor = Callable[[Decoder, ModelConfig, MemoryPlan], Executor]
+CONFIG = EngineConfig(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=40)
+
+
+def make_cpu_executor(model: Decoder, config: ModelConfig, plan: MemoryPlan) -> CPUExecutor:
+    """The kernels' own threads are the device."""
+    return CPUExecutor(model, config, plan, CONFIG, num_threads=2)
+
+
+class WaitingExecutor:
+    """The kernels, one step after the other."""
+
+    name = "waiting"
+    reason = "It is compared with."
+
+    def __init__(self, model: Decoder, config: ModelConfig, plan: MemoryPlan) -> None:
+        inner = make_cpu_executor(model, config, plan)
+        self.kv_cache_bytes = inner.kv_cache_bytes
+        self.copy_blocks = inner.copy_blocks
+        self.forward = inner.forward
+        self.compute_logits = inner.compute_logits
+
+
 def make_engine(
-    kind: type[TorchExecutor], windows: tuple[int | None, ...], num_kv_blocks: int
+    kind: MakeExecutor,
+    windows: tuple[int | None, ...],
+    num_kv_blocks: int,
+    block_size: int = 4,
 ) -> tuple[Engine, Any]:
-    model_config = tiny_config(vocab_size=VOCAB_SIZE, windows=windows)
+    model_config = tiny_config(
+        vocab_size=VOCAB_SIZE,
+        windows=windows,
+        **({"hidden_size": 64, "intermediate_size": 96, "head_dim": 16} if block_size > 4 else {}),
+    )
     groups = kv_groups(model_config, MAX_MODEL_LEN)
     plan = tiny_plan(
         num_kv_blocks=num_kv_blocks,
+        block_size=block_size,
         max_model_len=MAX_MODEL_LEN,
         num_window_blocks=(num_kv_blocks,) * (len(groups) - 1),
     )
-    config = EngineConfig(max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=40)
     executor = kind(random_model(model_config, plan), model_config, plan)
     tokenizer = make_tokenizer()
     runner = ModelRunner(
-        executor, model_config, plan, config, stop_token_ids=tokenizer.stop_token_ids
+        executor, model_config, plan, CONFIG, stop_token_ids=tokenizer.stop_token_ids
     )
     blocks = BlockManager(
         plan.num_group_blocks,
@@ -135,15 +168,16 @@ def make_engine(
 
 
 def run(
-    kind: type[TorchExecutor],
+    kind: MakeExecutor,
     *,
     seed: int,
     windows: tuple[int | None, ...] = (),
     num_kv_blocks: int = 200,
+    block_size: int = 4,
     with_host_sampling: bool = False,
 ) -> tuple[dict[tuple[str, int], list[int]], Any]:
     """Requests of all kinds that come while others run; every third shares a beginning."""
-    engine, executor = make_engine(kind, windows, num_kv_blocks)
+    engine, executor = make_engine(kind, windows, num_kv_blocks, block_size)
     choices = random.Random(seed)
     shared = random_tokens(24, seed)
     found: dict[tuple[str, int], list[int]] = {}
@@ -193,6 +227,21 @@ def test_answers_are_the_same(seed: int, options: dict[str, Any]) -> None:
     assert found == expected
     if "with_host_sampling" not in options:
         assert executor.num_unknown > 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"with_host_sampling": True},
+        {"num_kv_blocks": 10},
+        {"windows": (16, None), "num_kv_blocks": 60},
+    ],
+)
+def test_answers_of_the_kernels_are_the_same(seed: int, options: dict[str, Any]) -> None:
+    found, _ = run(make_cpu_executor, seed=seed, block_size=16, **options)
+    expected, _ = run(WaitingExecutor, seed=seed, block_size=16, **options)
+    assert found == expected
 
 
 def test_an_aborted_request_leaves_the_others_alone() -> None:

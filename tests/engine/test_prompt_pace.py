@@ -59,6 +59,23 @@ def test_the_end_of_a_long_prompt_takes_no_longer_steps_than_its_beginning() -> 
     assert min(times) > 0.6 * STREAMED_STEP_S
 
 
+def test_a_crowd_that_waits_is_served_in_large_steps() -> None:
+    engine = FakeEngine(
+        num_blocks=2000, max_num_batched_tokens=1024, max_model_len=4000, max_num_seqs=100
+    )
+    engine.add(list(range(100, 1100)), max_tokens=60)
+    engine.step()
+    engine.scheduler.pace.note(1000, 1000 * STREAMED_STEP_S / 200)
+    for index in range(12):
+        engine.add([index + 1, *range(500, 900)], max_tokens=40)
+    large = [engine.step().num_tokens for _ in range(2)]
+    assert large == [1024, 1024]
+    assert engine.scheduler.num_waiting == 6
+    assert engine.step().num_tokens < 300
+    engine.run()
+    engine.check_done()
+
+
 def test_the_scheduler_cuts_prompts_beside_streams_only() -> None:
     engine = FakeEngine(num_blocks=1000, max_num_batched_tokens=1024, max_model_len=4000)
     engine.add(list(range(100, 1100)), max_tokens=30)

@@ -1,13 +1,16 @@
 """`CPUExecutor`: the forward pass as programs of compiled kernels, on threads of our own."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from octavo.engine.batch import StepInputs
 from octavo.engine.config import EngineConfig
 from octavo.engine.cpu_program import DecoderProgram
-from octavo.engine.kernels.cpu import attention
+from octavo.engine.kernels.cpu import attention, sampling
 from octavo.engine.kernels.cpu.limits import BLOCK_SIZE
 from octavo.engine.kernels.cpu.program import byte_buffer
 from octavo.engine.kernels.cpu.simd import TIER
@@ -19,9 +22,15 @@ from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder
 from octavo.engine.step_memory import PROMPT_LOGPROB_ROWS
 
+_NO_ROWS = np.zeros(0, dtype=np.int64)
+
 
 class CPUExecutor:
-    """Runs a decoder's programs; keys and values lie in float16 as the kernels read them."""
+    """Runs a decoder's programs; keys and values lie in float16 as the kernels read them.
+
+    A `LaunchingExecutor`: the other threads begin with a step at once, and the caller's joins them
+    when it wants to know the tokens. So what Python does meanwhile costs no core its work.
+    """
 
     name = "CPU kernels"
 
@@ -45,7 +54,6 @@ class CPUExecutor:
         """
         assert plan.block_size == BLOCK_SIZE
         self.reason = f"The processor has {TIER}; {num_threads} threads compute."
-        self._embed = decoder.model.embed_tokens
         groups = kv_groups(config, plan.max_model_len)
         self._pages = []
         for group, num_blocks in zip(groups, plan.num_group_blocks, strict=True):
@@ -53,47 +61,98 @@ class CPUExecutor:
             size = BLOCK_SIZE * config.head_dim
             num_bytes = 2 * len(group.layers) * 2 * num_blocks * config.num_kv_heads * size
             self._pages.append(byte_buffer(num_bytes).view(torch.float16).view(*shape, size))
+        max_rows = max(
+            PROMPT_LOGPROB_ROWS,
+            min(engine_config.max_num_seqs, plan.max_num_batched_tokens),
+        )
         self._program = DecoderProgram(
             decoder,
             config,
             groups,
             self._pages,
             max_tokens=plan.max_num_batched_tokens,
-            max_rows=max(
-                PROMPT_LOGPROB_ROWS,
-                min(engine_config.max_num_seqs, plan.max_num_batched_tokens),
-            ),
+            max_rows=max_rows,
             num_threads=num_threads,
         )
-        row_bytes = 4 * config.hidden_size
-        self._threads = WorkerThreads(num_threads, max(attention.SCRATCH_BYTES, row_bytes))
-        self._step = StepArrays(len(groups), config.num_heads // config.num_kv_heads)
+        scratch_bytes = max(attention.SCRATCH_BYTES, sampling.SCRATCH_BYTES, 4 * config.hidden_size)
+        self._threads = WorkerThreads(num_threads, scratch_bytes)
+        # One for the step that runs, one for the step that is begun meanwhile.
+        self._step, self._other_step = (
+            StepArrays(
+                len(groups),
+                config.num_heads // config.num_kv_heads,
+                max_rows,
+                max_split_tiles=self._program.max_split_tiles,
+            )
+            for _ in range(2)
+        )
 
     @property
     def kv_cache_bytes(self) -> int:
         return sum(pages.nbytes for pages in self._pages)
 
     def copy_blocks(self, copies: Sequence[tuple[int, int, int]]) -> None:
+        if copies:
+            # What runs may still write to them.
+            self._threads.finish_all()
         for group, source, destination in copies:
             assert destination != 0
             self._pages[group][:, :, destination] = self._pages[group][:, :, source]
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:
-        num_tokens = len(inputs.token_ids)
-        self._step.fill(
+        self._start(inputs, taken=_NO_ROWS)
+        self._threads.finish_all()
+        return self._program.hidden[: len(inputs.token_ids)]
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        num_rows = len(hidden)
+        self._threads.finish_all()
+        self._program.rows[:num_rows] = hidden
+        self._step.want_rows(num_rows)
+        self._program.logits_of_rows.run(self._threads, self._step.address)
+        return self._program.logits[:num_rows]
+
+    def forward_sampled(self, inputs: StepInputs) -> torch.Tensor:
+        self._start(inputs, taken=inputs.logits_indices)
+        return self._program.rows[: len(inputs.logits_indices)]
+
+    def choose(
+        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
+    ) -> "ChosenTokens":
+        step = self._step
+        assert len(hidden) == len(temperatures)
+        step.want_tokens(temperatures, keys)
+        step.last_program = self._program.logits_of_rows.start(self._threads, step.address, step)
+        return ChosenTokens(self._threads, step, len(temperatures))
+
+    def _start(self, inputs: StepInputs, *, taken: npt.NDArray[Any]) -> None:
+        """Lets the threads begin with the layers of a step."""
+        before, step = self._step, self._other_step
+        self._threads.finish(step.last_program)
+        step.fill(
             inputs.token_ids,
             inputs.positions,
             inputs.cu_seqlens_q,
             inputs.num_decode,
             [(group.slot_mapping, group.block_tables) for group in inputs.groups],
+            taken=taken,
+            chosen_before=before.chosen,
         )
-        self._program.residual[:num_tokens] = self._embed(torch.from_numpy(inputs.token_ids))
-        self._program.layers.run(self._threads, self._step.address)
-        return self._program.hidden[:num_tokens]
+        step.last_program = self._program.layers.start(self._threads, step.address, step)
+        self._step, self._other_step = step, before
 
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        num_rows = len(hidden)
-        self._program.rows[:num_rows] = hidden
-        self._step.want_rows(num_rows)
-        self._program.logits_of_rows.run(self._threads, self._step.address)
-        return self._program.logits[:num_rows]
+
+class ChosenTokens:
+    """The tokens that a step chooses."""
+
+    def __init__(self, threads: WorkerThreads, step: StepArrays, num_rows: int) -> None:
+        self._threads = threads
+        self._step = step
+        self._num_rows = num_rows
+        self._program = step.last_program
+
+    def token_ids(self) -> list[int]:
+        """Works on them with the other threads until they are there."""
+        self._threads.finish(self._program)
+        token_ids: list[int] = self._step.chosen[: self._num_rows].tolist()
+        return token_ids

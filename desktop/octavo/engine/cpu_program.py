@@ -10,7 +10,15 @@ from collections.abc import Sequence
 import torch
 
 from octavo.engine.cpu_weights import Matrix
-from octavo.engine.kernels.cpu import attention, moe, rotary, rows, step_words
+from octavo.engine.kernels.cpu import (
+    attention,
+    embedding,
+    moe,
+    rotary,
+    rows,
+    sampling,
+    step_words,
+)
 from octavo.engine.kernels.cpu.limits import ACTIVATIONS, BLOCK_SIZE
 from octavo.engine.kernels.cpu.linear import compile_kernel
 from octavo.engine.kernels.cpu.program import Program, Words, byte_buffer, float_buffer
@@ -26,6 +34,8 @@ from octavo.engine.models.decoder import Decoder, DecoderLayer
 
 _PORTIONS_PER_THREAD = 6
 """A matrix is cut into so many, so that who comes late or is put aside costs little."""
+_SPLITS_PER_THREAD = 4
+"""Parts of contexts, counted for each key head, so that few decodes keep all threads busy."""
 _GATE_GROUPS = 64
 """Groups of 32 channels that are gated at a time."""
 
@@ -53,7 +63,7 @@ class DecoderProgram:
         max_rows: int,
         num_threads: int,
     ) -> None:
-        """Takes the decoder's layers over; afterwards it has nothing but its embedding.
+        """Takes the decoder's matrices over; afterwards it has none.
 
         Args:
             decoder: loaded.
@@ -82,6 +92,11 @@ class DecoderProgram:
         self._inputs = _Inputs(max_tokens, size)
         self._projected = float_buffer(max_tokens, num_all_heads * head_dim)
         self._attended = _Inputs(max_tokens, query_size)
+        self.max_split_tiles = max(1, _SPLITS_PER_THREAD * num_threads // config.num_kv_heads)
+        """The most parts of contexts, of all decodes of a step together."""
+        self._attended_parts = float_buffer(
+            self.max_split_tiles, config.num_heads, head_dim + attention.PART_NUMBERS
+        )
         self._gates = float_buffer(max_tokens, 2 * config.intermediate_size)
         self._gated = _Inputs(max_tokens, config.intermediate_size)
         self._output = float_buffer(max_tokens, size)
@@ -95,6 +110,12 @@ class DecoderProgram:
             for number, group in enumerate(groups)
             for index, layer in enumerate(group.layers)
         }
+        matrices = Matrix.of_layers([decoder.model.embed_tokens])
+        self._add_embedding(matrices[0], decoder.model.embed_tokens.scale)
+        if decoder.lm_head is not None:
+            matrices = Matrix.of_layers([decoder.lm_head])
+            decoder.lm_head = None
+        del decoder.model.embed_tokens
         part = None
         for index, layer in enumerate(decoder.model.layers):
             assert isinstance(layer, DecoderLayer)
@@ -102,7 +123,26 @@ class DecoderProgram:
             # What its matrices were loaded as goes before the next layer's are packed.
             decoder.model.layers[index] = torch.nn.Identity()
         self._add_norm(part, decoder.model.norm.weight, output=self.hidden)
-        self._add_head(decoder, max_rows)
+        words: Words = {
+            rows.TAKEN_FROM: self.hidden,
+            rows.TAKEN_SIZE: size,
+            rows.TAKEN_ROWS: self.rows,
+        }
+        self.layers.add(rows.take_rows, words, extent=step_words.NUM_TAKEN)
+        self._add_head(matrices, max_rows)
+        self._add_choice(max_rows)
+
+    def _add_embedding(self, matrix: Matrix, scale: float | None) -> None:
+        packed = matrix.packed
+        words: Words = {
+            embedding.TILES: packed.tiles,
+            embedding.TILE_BYTES: packed.tiles.shape[1],
+            embedding.SIZE: self._config.hidden_size,
+            embedding.ROWS: self.residual,
+            embedding.ROW_SCALE: 1.0 if scale is None else scale,
+            **embedding.form_words(packed.form, packed.padded_columns, packed.group_size),
+        }
+        self.layers.add(embedding.embed_tokens, words, extent=step_words.NUM_TOKENS)
 
     def _add_layer(
         self,
@@ -199,8 +239,14 @@ class DecoderProgram:
             factor=num_kv_heads,
             grain=4,
         )
+        output = Matrix.of_layers([module.o_proj])
+        quantized = self._attended.quantized_for(output)
+        # Heads that are no whole groups are quantised when all of a row is there.
+        writes_groups = quantized is not None and head_dim % GROUP == 0
         words |= {
-            attention.OUTPUT: self._attended.floats,
+            attention.OUTPUT: None if writes_groups else self._attended.floats,
+            attention.QUANTIZED: quantized if writes_groups else None,
+            attention.PARTS: self._attended_parts,
             attention.SCALE: float(scale),
             attention.WINDOW: window or 0,
             attention.SOFTCAP: float(config.attention_softcap or 0.0),
@@ -209,8 +255,10 @@ class DecoderProgram:
         self.layers.add(
             attention.attend_tiles, words, extent=step_words.NUM_TILES, factor=num_kv_heads
         )
-        output = Matrix.of_layers([module.o_proj])
-        if self._attended.quantized_for(output) is not None:
+        self.layers.add(
+            attention.join_parts, words, extent=step_words.NUM_JOINED, factor=config.num_heads
+        )
+        if quantized is not None and not writes_groups:
             self._add_quantizing(self.layers, self._attended, step_words.NUM_TOKENS)
         self._add_products(output, self._attended, self._output, program=self.layers)
 
@@ -443,11 +491,8 @@ class DecoderProgram:
         self.layers.add(rotary.compute_angles, words, extent=step_words.NUM_TOKENS, grain=8)
         return cosines, sines, half
 
-    def _add_head(self, decoder: Decoder, max_rows: int) -> None:
+    def _add_head(self, matrices: Sequence[Matrix], max_rows: int) -> None:
         config, program = self._config, self.logits_of_rows
-        head = decoder.model.embed_tokens if decoder.lm_head is None else decoder.lm_head
-        matrices = Matrix.of_layers([head])
-        decoder.lm_head = None
         inputs = _Inputs(max_rows, config.hidden_size, floats=self.rows)
         if inputs.quantized_for(matrices) is not None:
             self._add_quantizing(program, inputs, step_words.NUM_ROWS)
@@ -462,6 +507,25 @@ class DecoderProgram:
                 rows.LOGITS_SOFTCAP: float(config.final_softcap or 0.0),
             }
             program.add(rows.finish_logits, words, extent=step_words.NUM_ROWS)
+
+    def _add_choice(self, max_rows: int) -> None:
+        """Chooses tokens, in steps that want them chosen."""
+        parts = -(-self._config.vocab_size // sampling.PART_SIZE)
+        words: Words = {
+            sampling.LOGITS: self.logits,
+            sampling.VOCAB_SIZE: self._config.vocab_size,
+            sampling.NUM_PARTS: parts,
+            sampling.PART_SCORES: float_buffer(max_rows, parts),
+            sampling.PART_TOKENS: torch.zeros(max_rows, parts, dtype=torch.int64),
+            sampling.BEST_SCORES: float_buffer(max_rows),
+        }
+        for kernel, extent, factor in (
+            (sampling.find_likeliest, step_words.NUM_CHOICES, parts),
+            (sampling.take_likeliest, step_words.NUM_CHOICES, 1),
+            (sampling.draw_parts, step_words.NUM_DRAWS, parts),
+            (sampling.take_drawn, step_words.NUM_DRAWS, 1),
+        ):
+            self.logits_of_rows.add(kernel, words, extent=extent, factor=factor)
 
 
 class _Inputs:

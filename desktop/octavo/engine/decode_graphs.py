@@ -37,6 +37,8 @@ class _Step:
 
     run_layers: Callable[[], None]
     run_head: Callable[[], None]
+    captured: "_Step | None" = None
+    """What graphs were made of. They write to its tensors, and do not keep them."""
 
 
 class ChosenTokens:
@@ -156,7 +158,9 @@ class DecodeGraphs:
         for size, step in self._steps.items():
             self._pad(size)
             self._steps[size] = _Step(
-                self._capture(step.run_layers, pool), self._capture(step.run_head, pool)
+                self._capture(step.run_layers, pool),
+                self._capture(step.run_head, pool),
+                captured=step,
             )
         torch.cuda.synchronize(self._device)
         logger.info(

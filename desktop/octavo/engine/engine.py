@@ -213,7 +213,6 @@ class Engine:
         for sequence in self._scheduler.preempt_all():
             self._runner.release(sequence)
         self._block_manager.reset_prefix_cache()
-        self._runner.close()
         self._runner = runner
         self._launcher = runner if isinstance(runner, LaunchingRunner) else None
 

@@ -45,32 +45,38 @@ class Executor(Protocol):
 
 
 class SampledLater(Protocol):
-    """Tokens that a device is choosing."""
+    """Tokens that are being chosen."""
 
     def token_ids(self) -> list[int]:
         """Waits for them; below 0 where a row's logits are not finite."""
 
 
 @runtime_checkable
-class DeviceExecutor(Executor, Protocol):
-    """An executor on a device that works while the host goes on.
+class LaunchingExecutor(Executor, Protocol):
+    """An executor that works on a device, or on threads of its own, while the host goes on.
 
-    Steps run in the order in which they were asked for, and nothing here waits for the device.
+    Steps run in the order in which they were asked for, and nothing here waits for them. Token
+    -1 - i in a step's inputs is the one that the step before chooses for its row i.
     """
 
     def forward_sampled(self, inputs: StepInputs) -> torch.Tensor:
         """As `forward`, for the rows that are sampled from: [num_sampled, hidden_size]."""
 
-    def decode(self, step: DecodeStep) -> torch.Tensor:
-        """As `forward`, for steps of one token per sequence."""
-
     def choose(
         self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
     ) -> SampledLater:
-        """Chooses a token per row on the device: the likeliest, or one drawn at a temperature.
+        """Chooses a token per row: the likeliest, or one drawn at a temperature.
 
         Args:
-            hidden: [num_rows, hidden_size], as `forward` or `decode` gave them.
+            hidden: [num_rows, hidden_size], as `forward_sampled` or `decode` gave them.
             temperatures: of each row; 0: the likeliest.
             keys: of each row's noise, 64 bits.
         """
+
+
+@runtime_checkable
+class DeviceExecutor(LaunchingExecutor, Protocol):
+    """One that keeps the block tables of running sequences on its device."""
+
+    def decode(self, step: DecodeStep) -> torch.Tensor:
+        """As `forward`, for steps of one token per sequence."""

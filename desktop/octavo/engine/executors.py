@@ -48,10 +48,12 @@ def choose_executor(
         InsufficientMemoryError: its KV cache could not be allocated.
     """
     if plan.device.kind != "cuda":
+        await_weights()
         return TorchExecutor(model, model_config, plan)
     refusal = triton_refusal(plan.device, model_config.head_dim, plan.kv_dtype)
     if refusal:
         logger.warning("%s Plain torch is used.", refusal)
+        await_weights()
         return TorchExecutor(model, model_config, plan, reason=f"{refusal} Plain torch is used.")
     from octavo.engine.cuda_executor import CudaExecutor
 

@@ -24,7 +24,7 @@ from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_runner import ModelRunner
-from octavo.engine.models.decoder import Decoder, build_model
+from octavo.engine.models.decoder import build_model
 from octavo.engine.planning import kernel_forms, plan_load, plan_meanwhile
 from octavo.engine.prompt_pace import PromptPace, attention_reach
 from octavo.engine.scheduler import Scheduler
@@ -167,7 +167,12 @@ class _Load:
         model_config, config = self.parts.model_config, self._config
         model = build_model(model_config, plan)
         if plan.device.kind == "cuda" and not plan.keeps_packed:
-            return self._read_and_prepare(model, plan, control)
+            # Kernels are compiled meanwhile, which asks only where the weights are.
+            with ThreadPoolExecutor(1, "octavo-load") as pool:
+                reading = pool.submit(load_weights, model, self._header, model_config, control)
+                return choose_executor(
+                    model, model_config, plan, config, await_weights=reading.result
+                )
         load_weights(model, self._header, model_config, control)
         if not plan.uses_kernels:
             control.report(Progress("Preparing the KV cache"))
@@ -177,17 +182,6 @@ class _Load:
         control.report(Progress("Arranging the weights for the processor"))
         num_threads = config.cpu_threads or default_cpu_threads()
         return CPUExecutor(model, model_config, plan, config, num_threads=num_threads)
-
-    def _read_and_prepare(self, model: Decoder, plan: MemoryPlan, control: JobControl) -> Executor:
-        """Compiles kernels while another thread reads the weights."""
-        model_config = self.parts.model_config
-        with ThreadPoolExecutor(1, "octavo-load") as pool:
-            reading = pool.submit(load_weights, model, self._header, model_config, control)
-            executor = choose_executor(
-                model, model_config, plan, self._config, await_weights=reading.result
-            )
-            reading.result()
-        return executor
 
     def runner(self, executor: Executor, plan: MemoryPlan) -> ModelRunner:
         """To be called on the thread that steps."""

@@ -7,7 +7,7 @@ import torch
 from octavo.engine.batch import PersistentBatch, StepInputs
 from octavo.engine.config import EngineConfig
 from octavo.engine.device_errors import device_errors, free_device_memory
-from octavo.engine.executor import DeviceExecutor, Executor, SampledLater
+from octavo.engine.executor import DeviceExecutor, Executor, LaunchingExecutor, SampledLater
 from octavo.engine.kv_groups import kv_groups
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
@@ -38,6 +38,7 @@ class ModelRunner:
         stop_token_ids: the model's own, which `min_tokens` holds back.
         """
         self._executor = executor
+        self._launching = executor if isinstance(executor, LaunchingExecutor) else None
         self._device_executor = executor if isinstance(executor, DeviceExecutor) else None
         # Where the step launched last chose each sequence's token.
         self._chosen: dict[int, int] = {}
@@ -80,8 +81,8 @@ class ModelRunner:
     @device_errors()
     @torch.inference_mode()
     def launch(self, batch: ScheduledBatch) -> "LaunchedSampling | None":
-        """Begins a step whose tokens the device chooses by itself; None: it cannot."""
-        executor = self._device_executor
+        """Begins a step whose tokens the executor chooses by itself; None: it cannot."""
+        executor = self._launching
         if executor is None or not all(item.sequence.is_plain for item in batch.sequences):
             return None
         if not any(item.needs_sample for item in batch.sequences):
@@ -94,19 +95,20 @@ class ModelRunner:
     @device_errors()
     @torch.inference_mode()
     def launch_following(self, batch: ScheduledBatch) -> "LaunchedSampling":
-        """Begins the step after the one launched last, whose tokens only the device knows."""
-        assert self._device_executor is not None
+        """Begins the step after the one launched last, whose tokens nobody knows yet."""
+        assert self._launching is not None
         self._copy_blocks(batch)
-        return self._launch(self._device_executor, batch)
+        return self._launch(self._launching, batch)
 
     def _copy_blocks(self, batch: ScheduledBatch) -> None:
         self._due_copies += tuple(batch.block_copies)
         self._executor.copy_blocks(self._due_copies)
         self._due_copies = ()
 
-    def _launch(self, executor: DeviceExecutor, batch: ScheduledBatch) -> "LaunchedSampling":
-        if _is_decode(batch):
-            hidden = executor.decode(self._batch.prepare_decode(batch, self._chosen))
+    def _launch(self, executor: LaunchingExecutor, batch: ScheduledBatch) -> "LaunchedSampling":
+        if self._device_executor is not None and _is_decode(batch):
+            step = self._batch.prepare_decode(batch, self._chosen)
+            hidden = self._device_executor.decode(step)
             return self._choose(executor, hidden, batch.sequences)
         inputs = self._batch.prepare(batch, self._chosen)
         sampling = [item for item in inputs.sequences if item.needs_sample]
@@ -114,7 +116,7 @@ class ModelRunner:
 
     def _choose(
         self,
-        executor: DeviceExecutor,
+        executor: LaunchingExecutor,
         hidden: torch.Tensor,
         sampling: Sequence[ScheduledSequence],
     ) -> "LaunchedSampling":
@@ -161,7 +163,7 @@ class ModelRunner:
 
     def close(self) -> None:
         """Gives back the memory of weights, cache and graphs; no step may follow."""
-        del self._executor, self._device_executor
+        del self._executor, self._launching, self._device_executor
         free_device_memory(with_workspaces=True)
 
     def _prompt_logprobs(
@@ -193,7 +195,7 @@ class ModelRunner:
 
 
 class LaunchedSampling:
-    """A step whose tokens a device is choosing."""
+    """A step whose tokens are being chosen."""
 
     def __init__(self, sequence_ids: list[int], chosen: SampledLater) -> None:
         self._sequence_ids = sequence_ids
@@ -208,7 +210,7 @@ class LaunchedSampling:
         """
         with device_errors():
             token_ids = self._chosen.token_ids()
-        if min(token_ids) < 0:
+        if min(token_ids, default=0) < 0:
             raise not_finite_error()
         return StepOutput(tokens=dict(zip(self._sequence_ids, token_ids, strict=True)))
 

@@ -6,7 +6,6 @@ from types import MappingProxyType
 
 from octavo.checkpoint.folder import FolderHeader
 from octavo.checkpoint.gguf import GGMLType
-from octavo.checkpoint.gguf_names import EMBEDDING_TENSOR
 from octavo.checkpoint.header import CheckpointHeader
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
@@ -93,10 +92,7 @@ def plan_load(
         return dataclasses.replace(plan_memory(model, config, device), why_not_kernels=reason)
     # Activations are 8-bit integers where they meet a matrix and float32 everywhere else.
     config = dataclasses.replace(config, dtype="float32", weights="packed", kv_dtype="float16")
-    plan = plan_memory(model, config, device)
-    return dataclasses.replace(
-        plan, items=(*plan.items, *_doubled_embedding(header, model)), uses_kernels=True
-    )
+    return dataclasses.replace(plan_memory(model, config, device), uses_kernels=True)
 
 
 def plan_meanwhile(plan: MemoryPlan, model: ModelConfig, config: EngineConfig) -> MemoryPlan | None:
@@ -130,20 +126,6 @@ def plan_meanwhile(plan: MemoryPlan, model: ModelConfig, config: EngineConfig) -
         why_not_kernels="PyTorch computes until the processor's kernels are compiled.",
     )
     return meanwhile if meanwhile.fits else None
-
-
-def _doubled_embedding(header: CheckpointHeader, model: ModelConfig) -> tuple[MemoryItem, ...]:
-    """An embedding that is also the output projection is kept as rows and as tiles."""
-    if not model.tie_word_embeddings or isinstance(header, FolderHeader):
-        return ()
-    embedding = header.tensors[EMBEDDING_TENSOR]
-    return (
-        MemoryItem(
-            "Token embedding",
-            embedding.num_bytes,
-            "as stored, for single rows; it is the output projection, too",
-        ),
-    )
 
 
 def why_not_kernels(

@@ -9,6 +9,9 @@ from octavo.engine.request import FinishReason
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, Sequence, SequenceStatus
 from octavo.errors import InvalidRequestError, PromptTooLongError
 
+_CROWD = 8
+"""When more sequences wait than this, and a quarter as many as run, streams wait for them."""
+
 
 class Scheduler:
     """Continuous batching with chunked prefill and preemption by recomputation.
@@ -124,7 +127,7 @@ class Scheduler:
         running = self._running_in_order()
         num_decodes = sum(one.num_remaining_tokens == 1 for one in running)
         contexts = [one.num_computed_tokens for one in running[num_decodes:]]
-        budget = self.pace.step_budget(num_decodes, contexts[0] if contexts else 0)
+        budget = self._step_budget(num_decodes, contexts[0] if contexts else 0)
 
         for sequence in running:
             if budget == 0:
@@ -181,7 +184,7 @@ class Scheduler:
                 decodes.append(ScheduledSequence(sequence, position, 1))
             else:
                 return None
-        budget = self.pace.step_budget(len(decodes), prompts[0].start if prompts else 0)
+        budget = self._step_budget(len(decodes), prompts[0].start if prompts else 0)
         if num_live < len(self._running) or len(decodes) >= budget:
             return None
         scheduled = decodes
@@ -198,6 +201,13 @@ class Scheduler:
         if not scheduled:
             return None
         return ScheduledBatch(tuple(scheduled), block_copies=self._block_manager.take_copies())
+
+    def _step_budget(self, num_decodes: int, num_context_tokens: int) -> int:
+        """As `PromptPace.step_budget`, unless a crowd waits, whom large steps serve soonest."""
+        num_waiting = self.num_waiting
+        if num_waiting > _CROWD and num_waiting * 4 >= num_decodes:
+            num_decodes = 0
+        return self.pace.step_budget(num_decodes, num_context_tokens)
 
     def _ends_at(self, sequence: Sequence, num_tokens: int) -> bool:
         """Whether a sequence of so many tokens is over, whatever they are."""

@@ -54,6 +54,10 @@ class Programs:
                 *(counts, self.totals[index:].ctypes.data, extent),
             )
 
+    def start(self, threads: WorkerThreads) -> int:
+        operations = self.operations
+        return threads.start(operations.ctypes.data, len(operations), self.step.ctypes.data, self)
+
     def run(self, threads: WorkerThreads) -> None:
         threads.run(self.operations.ctypes.data, len(self.operations), self.step.ctypes.data)
 
@@ -77,6 +81,35 @@ def test_operations_without_anything_to_do_are_passed_over() -> None:
     threads.close()
     assert not programs.counts.any()
     assert not programs.totals.any()
+
+
+def test_programs_run_in_order_while_the_caller_goes_on() -> None:
+    threads = WorkerThreads(3, 64)
+    many = [Programs(4, 7, 2) for _ in range(5)]
+    for turn in range(100):
+        # More than may wait at a time; all write what the first one reads in the next turn.
+        numbers = [programs.start(threads) for programs in (*many, *many, *many)]
+        assert numbers == list(range(15 * turn + 1, 15 * turn + 16))
+        threads.finish(numbers[2])
+        assert (many[2].counts >= 3 * turn + 1).all()
+    threads.finish_all()
+    threads.close()
+    for programs in many:
+        assert (programs.counts == 300).all()
+        assert (programs.totals == programs.extent * 300 * 301 // 2).all()
+
+
+def test_what_a_program_works_with_outlives_its_owners() -> None:
+    threads: Any = WorkerThreads(2, 64)
+    programs = Programs(2000, 64, 1)
+    counts = programs.counts
+    programs.start(threads)
+    workers = [thread for thread in threading.enumerate() if thread.name.startswith("octavo-cpu")]
+    del threads, programs
+    for worker in workers:
+        worker.join(30)
+        assert not worker.is_alive()
+    assert counts.max() <= 1
 
 
 def test_a_program_ends_without_the_other_threads() -> None:

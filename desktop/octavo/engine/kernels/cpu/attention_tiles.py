@@ -18,6 +18,8 @@ from octavo.engine.kernels.cpu.limits import BLOCK_SIZE
 from octavo.engine.kernels.cpu.simd_types import F32, I32, I64, LANES
 
 _CHANNELS_AT_ONCE = 4
+BLOCKS_AHEAD = 3
+"""How far ahead of its use a block is asked for: they lie anywhere, no processor foresees it."""
 _VECTOR_BYTES = LANES * 4
 _HALF_BYTES = LANES * 2
 _FLOATS = ir.VectorType(F32, LANES)
@@ -78,8 +80,11 @@ def score_blocks(
     head_dim: Any,
     scores: Any,
     score_stride: Any,
+    values: Any,
 ) -> Any:
     """Writes the products of some queries with the keys of consecutive blocks.
+
+    Meanwhile it asks for the keys of later blocks and for these blocks' values.
 
     Args:
         rows: of queries, known when this is compiled.
@@ -93,20 +98,30 @@ def score_blocks(
         head_dim: divisible by 4.
         scores: [rows, blocks * 16], float32, rows `score_stride` bytes apart.
         score_stride: in bytes.
+        values: of this head in block 0.
     """
     num_rows, num_blocks = rows.literal_value, blocks.literal_value
+    distance = -(-BLOCKS_AHEAD // num_blocks) * num_blocks
 
     def generate(target: Any, b: Any, _signature: Any, arguments: Any) -> Any:
         query, query_stride, keys, table, block_bytes, last, head_dim, scores, score_stride = (
-            arguments[2:]
+            arguments[2:11]
         )
-        starts = []
-        for number in range(num_blocks):
+
+        def in_block(start: Any, number: int) -> Any:
             block = _table_entry(b, table, _smaller(b, _number(number), last))
-            starts.append(b.add(keys, b.mul(block, block_bytes)))
+            return b.add(start, b.mul(block, block_bytes))
+
+        starts = [in_block(keys, number) for number in range(num_blocks)]
+        wanted = [in_block(keys, distance + number) for number in range(num_blocks)]
+        wanted += [in_block(arguments[11], number) for number in range(num_blocks)]
         queries = [b.add(query, b.mul(query_stride, _number(row))) for row in range(num_rows)]
         sums = [_Sums(b, [emit.constant(_FLOATS, 0.0)] * num_blocks) for _ in queries]
         with _loop(b, b.udiv(head_dim, _number(_CHANNELS_AT_ONCE))) as step:
+            for start in wanted:
+                place = _further(b, start, step, _CHANNELS_AT_ONCE * _HALF_BYTES)
+                for line in range(0, _CHANNELS_AT_ONCE * _HALF_BYTES, 64):
+                    emit.prefetch(b, emit.offset(b, place, line))
             for channel in range(_CHANNELS_AT_ONCE):
                 vectors = []
                 for start in starts:
@@ -125,7 +140,7 @@ def score_blocks(
 
     addresses_and_numbers = (
         *(types.uint64, types.int64, types.uint64, types.uint64),
-        *(types.int64, types.int64, types.int64, types.uint64, types.int64),
+        *(types.int64, types.int64, types.int64, types.uint64, types.int64, types.uint64),
     )
     return types.void(rows, blocks, *addresses_and_numbers), generate
 

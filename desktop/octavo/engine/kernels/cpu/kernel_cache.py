@@ -18,7 +18,10 @@ from octavo.engine.kernels.cpu.simd_tier import cache_key
 
 logger = logging.getLogger(__name__)
 
-MODULES = ("step_loop", "worker_threads", "rotary", "rows", "attention", "moe", "linear")
+MODULES = (
+    *("step_loop", "worker_threads", "embedding", "rotary", "rows", "attention", "moe", "linear"),
+    "sampling",
+)
 """Importing one compiles what is in it."""
 USUAL_FORMS = ("q4_0", "q4_1", "q8_0", "q4_k", "q6_k")
 """Forms of tiles of the files that people download most."""

@@ -32,6 +32,7 @@ class Program:
         self._operations: list[np.ndarray[Any, Any]] = []
         self._kept: list[Any] = []
         self._table: np.ndarray[Any, Any] | None = None
+        self._address = 0
 
     def __len__(self) -> int:
         return len(self._operations)
@@ -72,8 +73,19 @@ class Program:
         """Keeps what operations point at without a word of their own."""
         self._kept.append(memory)
 
-    def run(self, threads: WorkerThreads, step: int) -> None:
-        """Runs all operations; `step` is the address of the step's words."""
+    def start(self, threads: WorkerThreads, step: int, keeps: Any = None) -> int:
+        """Lets threads begin with all operations; returns the number to wait for.
+
+        Args:
+            threads: that run it.
+            step: the address of the step's words.
+            keeps: what owns their memory.
+        """
         if self._table is None:
             self._table = np.stack(self._operations)
-        threads.run(self._table.ctypes.data, len(self._operations), step)
+            self._address = self._table.ctypes.data
+        return threads.start(self._address, len(self._operations), step, (self, keeps))
+
+    def run(self, threads: WorkerThreads, step: int) -> None:
+        """Runs all operations."""
+        threads.finish(self.start(threads, step))

@@ -127,7 +127,8 @@ def quantize(activations: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(activations, (0, -num_columns % GROUP))
     groups = padded.view(num_tokens, -1, GROUP)
     largest = groups.abs().amax(dim=2)
-    inverse = torch.where(largest > TINY, 127.0 / largest, torch.zeros(()))
+    # Not 127.0 / largest, which torch rounds twice.
+    inverse = torch.where(largest > TINY, torch.tensor(127.0) / largest, torch.zeros(()))
     codes = (groups * inverse[:, :, None]).round().to(torch.int8)
     halves = codes.view(*codes.shape[:2], 2, 16).sum(dim=3, dtype=torch.int32)
     totals = halves.sum(dim=2, dtype=torch.int32)

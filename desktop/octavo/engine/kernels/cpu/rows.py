@@ -4,6 +4,7 @@ import math
 
 from numba import cfunc, float32, njit, uint64
 
+from octavo.engine.kernels.cpu import step_words as words
 from octavo.engine.kernels.cpu.limits import GELU_TANH
 from octavo.engine.kernels.cpu.norm import add_scaled, add_to, normalise
 from octavo.engine.kernels.cpu.quantize_activations import quantize_group, quantize_row
@@ -101,6 +102,28 @@ def quantize_rows(operation, step, scratch, begin, end):
         source = at(read_u64(at(op, 8 * INPUT)), read_i64(at(op, 8 * INPUT_BYTES)) * row)
         target = at(read_u64(at(op, 8 * TARGET)), read_i64(at(op, 8 * TARGET_BYTES)) * row)
         quantize_row(source, columns, target)
+
+
+# Words of `take_rows`.
+TAKEN_FROM = FIRST_ARGUMENT
+"""Address of [num_tokens, TAKEN_SIZE], float32."""
+TAKEN_SIZE = FIRST_ARGUMENT + 1
+TAKEN_ROWS = FIRST_ARGUMENT + 2
+"""Address of [NUM_TAKEN, TAKEN_SIZE], float32."""
+
+
+@cfunc(KERNEL_SIGNATURE, nogil=True, cache=True)
+def take_rows(operation, step, scratch, begin, end):
+    """Puts the rows together that logits are wanted of. Extent: NUM_TAKEN."""
+    op = uint64(operation)
+    size = read_i64(at(op, 8 * TAKEN_SIZE))
+    numbers = read_u64(at(uint64(step), 8 * words.TAKEN))
+    for row in range(begin, end):
+        number = read_i64(at(numbers, 8 * row))
+        source = at(read_u64(at(op, 8 * TAKEN_FROM)), 4 * size * number)
+        target = at(read_u64(at(op, 8 * TAKEN_ROWS)), 4 * size * row)
+        for index in range(0, size, 16):
+            store_f32(at(target, 4 * index), load_f32(at(source, 4 * index)))
 
 
 # Words of `normalise_spans`.

@@ -18,6 +18,7 @@ from octavo.engine.kernels.cpu.simd_tier import compiled_tier
 from octavo.engine.kernels.cpu.simd_types import F16 as _F16
 from octavo.engine.kernels.cpu.simd_types import F32 as _F32
 from octavo.engine.kernels.cpu.simd_types import I8 as _I8
+from octavo.engine.kernels.cpu.simd_types import I16 as _I16
 from octavo.engine.kernels.cpu.simd_types import I32 as _I32
 from octavo.engine.kernels.cpu.simd_types import I64 as _I64
 from octavo.engine.kernels.cpu.simd_types import LANES, Vector
@@ -84,6 +85,27 @@ def write_i64(_context, address, value):
 @intrinsic
 def read_u64(_context, address):
     return _ADDRESS(_ADDRESS), _emitting(lambda b, address: emit.load(b, address, _I64))
+
+
+@intrinsic
+def read_u8(_context, address):
+    """A byte, as a positive int64."""
+
+    def read(b, address):
+        return b.zext(emit.load(b, address, _I8), _I64)
+
+    return types.int64(_ADDRESS), _emitting(read)
+
+
+@intrinsic
+def read_bf16(_context, address):
+    """A bfloat16, as float32."""
+
+    def read(b, address):
+        bits = b.zext(emit.load(b, address, _I16), _I32)
+        return b.bitcast(b.shl(bits, ir.Constant(_I32, 16)), _F32)
+
+    return types.float32(_ADDRESS), _emitting(read)
 
 
 @intrinsic

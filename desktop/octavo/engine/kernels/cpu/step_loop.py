@@ -8,6 +8,9 @@ The threads meet in one word, `CURRENT`: a serial number of the operation and, i
 the next portion. It only ever changes by compare-and-exchange or from the thread that finished the
 operation, and so what it was read with (which operation, how many portions) was true if taking a
 portion succeeds. Threads need not arrive: a program runs to its end with one of them.
+
+Programs wait for their turn in a ring; who finishes one opens the next. So the caller may go on
+with something else while the others work, and helps them when it wants the result.
 """
 
 from numba import int64, njit, uint64
@@ -25,7 +28,9 @@ from octavo.engine.kernels.cpu.simd import (
     write_i64,
 )
 
-CONTROL_WORDS = 32
+MAX_PROGRAMS = 8
+"""Programs that may wait or run at a time."""
+
 # Words of the control block. What everybody writes has a cache line of its own.
 _CURRENT = 0
 _DONE = 8
@@ -33,6 +38,12 @@ _OPERATION = 16  # its address; 0: nothing to do
 _PORTIONS = 17
 _END = 18  # where the program's operations end
 _STEP = 19
+_FINISHED = 24  # programs that have run to their end
+_PENDING = 32  # programs that have not
+_ADDED = 40  # programs that were ever added; for the caller alone
+_PROGRAMS = 48  # MAX_PROGRAMS times: operations, their end, step
+_PROGRAM_WORDS = 4
+CONTROL_WORDS = _PROGRAMS + _PROGRAM_WORDS * MAX_PROGRAMS
 
 OPERATION_WORDS = 32
 # Words of an operation; kernels have the others for themselves.
@@ -56,64 +67,105 @@ is busy, who steps aside comes back milliseconds later and misses the step; this
 wait for one that was put aside itself."""
 
 
+_ANY = 1 << 62
+"""More programs than there will ever be."""
+
+
+@njit("int64(uint64)", nogil=True, cache=True)
+def _take_program(control):
+    """Makes the program next in the ring the present one; returns its first operation."""
+    number = atomic_load(at(control, 8 * _FINISHED)) % MAX_PROGRAMS
+    program = at(control, 8 * (_PROGRAMS + _PROGRAM_WORDS * number))
+    write_i64(at(control, 8 * _END), read_i64(at(program, 8)))
+    write_i64(at(control, 8 * _STEP), read_i64(at(program, 16)))
+    return read_i64(program)
+
+
 @njit("void(uint64, int64)", nogil=True, cache=True, inline="never")
 def _open_next(control, operation):
-    """Opens the first operation from an address on that has anything to do."""
-    # Closed first: who has read the old number of portions and then a new one must not succeed.
+    """Opens the first operation from an address on that has anything to do.
+
+    If the program has no more, it is finished, and the next one's turn comes.
+    """
     word = at(control, 8 * _CURRENT)
-    current = atomic_load(word)
-    atomic_add(word, (1 << _PORTION_BITS) + _PORTION_MASK - (current & _PORTION_MASK))
-    end = read_i64(at(control, 8 * _END))
-    step = read_u64(at(control, 8 * _STEP))
-    portions = int64(0)
-    while operation < end:
-        address = uint64(operation)
-        extent = read_i64(at(step, 8 * read_i64(at(address, 8 * EXTENT))))
-        grain = read_i64(at(address, 8 * GRAIN))
-        portions = (extent * read_i64(at(address, 8 * FACTOR)) + grain - 1) // grain
-        if portions > 0:
-            break
-        operation += 8 * OPERATION_WORDS
-    if operation >= end:
-        operation = int64(0)
-    write_i64(at(control, 8 * _OPERATION), operation)
-    write_i64(at(control, 8 * _PORTIONS), portions)
-    write_i64(at(control, 8 * _DONE), int64(0))
-    atomic_store(word, ((current >> _PORTION_BITS) + 1) << _PORTION_BITS)
+    while True:
+        # Closed first: who has read the old number of portions and then a new one must not succeed.
+        current = atomic_load(word)
+        atomic_add(word, (1 << _PORTION_BITS) + _PORTION_MASK - (current & _PORTION_MASK))
+        end = read_i64(at(control, 8 * _END))
+        step = read_u64(at(control, 8 * _STEP))
+        portions = int64(0)
+        while operation < end:
+            address = uint64(operation)
+            extent = read_i64(at(step, 8 * read_i64(at(address, 8 * EXTENT))))
+            grain = read_i64(at(address, 8 * GRAIN))
+            portions = (extent * read_i64(at(address, 8 * FACTOR)) + grain - 1) // grain
+            if portions > 0:
+                break
+            operation += 8 * OPERATION_WORDS
+        if operation >= end:
+            operation = int64(0)
+        write_i64(at(control, 8 * _OPERATION), operation)
+        write_i64(at(control, 8 * _PORTIONS), portions)
+        write_i64(at(control, 8 * _DONE), int64(0))
+        atomic_store(word, ((current >> _PORTION_BITS) + 1) << _PORTION_BITS)
+        if operation != 0:
+            return
+        # In this order: whoever adds a program when none is pending opens it alone.
+        atomic_add(at(control, 8 * _FINISHED), int64(1))
+        if atomic_add(at(control, 8 * _PENDING), int64(-1)) == 1:
+            return
+        operation = _take_program(control)
 
 
-@njit("void(uint64, int64, int64, int64)", nogil=True, cache=True)
-def open_program(control, operations, num_operations, step):
-    """Lets the threads begin; nobody may be inside an earlier program's operations any more.
+@njit("int64(uint64, int64, int64, int64)", cache=True)
+def add_program(control, operations, num_operations, step):
+    """Lets the threads run a program after those added before; one caller at a time.
 
     Args:
         control: uint64; CONTROL_WORDS int64, zero before the first program.
         operations: address of [num_operations, OPERATION_WORDS], int64.
         num_operations: how many.
         step: address of the step's words.
+
+    Returns:
+        The program's number, from 1. Number - MAX_PROGRAMS must be finished already.
     """
-    write_i64(at(control, 8 * _END), operations + 8 * OPERATION_WORDS * num_operations)
-    write_i64(at(control, 8 * _STEP), step)
-    _open_next(control, operations)
+    number = read_i64(at(control, 8 * _ADDED))
+    program = at(control, 8 * (_PROGRAMS + _PROGRAM_WORDS * (number % MAX_PROGRAMS)))
+    write_i64(program, operations)
+    write_i64(at(program, 8), operations + 8 * OPERATION_WORDS * num_operations)
+    write_i64(at(program, 16), step)
+    write_i64(at(control, 8 * _ADDED), number + 1)
+    if atomic_add(at(control, 8 * _PENDING), int64(1)) == 0:
+        _open_next(control, _take_program(control))
+    return number + 1
 
 
-@njit("void(uint64, uint64)", nogil=True, cache=True)
-def run_portions(control, scratch):
-    """Takes portions until the program is at its end.
+@njit("boolean(uint64, int64)", cache=True)
+def is_finished(control, number):
+    """Whether a program has run to its end, by its number."""
+    return atomic_load(at(control, 8 * _FINISHED)) >= number
+
+
+@njit("void(uint64, uint64, int64)", nogil=True, cache=True)
+def finish_program(control, scratch, number):
+    """Takes portions, of whatever program, until one has run to its end.
 
     Args:
         control: uint64; the control block.
         scratch: address of memory that only this thread uses.
+        number: the program's; `_ANY`: until there is nothing to do.
     """
-    word = at(control, 8 * _CURRENT)
+    word, finished = at(control, 8 * _CURRENT), at(control, 8 * _FINISHED)
     waits = 0
-    while True:
+    while atomic_load(finished) < number:
         current = atomic_load(word)
         operation = read_i64(at(control, 8 * _OPERATION))
         portions = read_i64(at(control, 8 * _PORTIONS))
         portion = current & _PORTION_MASK
         if operation == 0:
-            if atomic_load(word) == current:
+            if number == _ANY and atomic_load(word) == current:
                 return
             continue
         if portion >= portions:
@@ -156,9 +208,9 @@ def _wait_for_program(control, num_pauses):
 
 @njit("void(uint64, uint64, int64)", nogil=True, cache=True)
 def work(control, scratch, num_pauses):
-    """Runs whatever programs are opened, until none has been for so many turns.
+    """Runs whatever programs are added, until none has been for so many turns.
 
     In one call, for a thread that comes back to Python must wait for Python's lock.
     """
     while _wait_for_program(control, num_pauses):
-        run_portions(control, scratch)
+        finish_program(control, scratch, int64(_ANY))

@@ -8,11 +8,15 @@ NUM_DECODE = 2
 NUM_PREFILL_TOKENS = 3
 """The other tokens."""
 NUM_TILES = 4
-"""Tiles of queries that attention is cut into."""
+"""Tiles of queries that attention is cut into, times NUM_SPLITS."""
 NUM_ROWS = 5
 """Rows that logits are wanted of."""
+NUM_TAKEN = 6
+"""Rows of hidden states that are put together for that."""
+NUM_CHOICES = 7
+"""Rows that tokens are chosen from."""
 TOKEN_IDS = 8
-"""Address of [num_tokens], int64."""
+"""Address of [num_tokens], int64; -1 - i is the token that the step before chose for its row i."""
 POSITIONS = 9
 """Address of [num_tokens], int64."""
 FIRST_TOKENS = 10
@@ -22,7 +26,23 @@ TILE_SEQUENCES = 11
 TILE_STARTS = 12
 """Address of [num_tiles], int32: the tile's first row among its sequence's, which are its tokens
 times the query heads that share a key head."""
-FIRST_GROUP = 16
+TAKEN = 13
+"""Address of [NUM_TAKEN], int64: which rows."""
+CHOSEN_BEFORE = 14
+"""Address of the tokens that the step before chose, int64."""
+CHOSEN = 15
+"""Address of [NUM_CHOICES], int64: the chosen tokens."""
+NUM_DRAWS = 16
+"""NUM_CHOICES if any of them has a temperature, else 0."""
+TEMPERATURES = 17
+"""Address of [NUM_CHOICES], float32; 0: the likeliest is chosen."""
+NOISE_KEYS = 18
+"""Address of [NUM_CHOICES], int64."""
+NUM_SPLITS = 19
+"""Into how many parts the context of each tile is split; above 1 NUM_DECODE is 0."""
+NUM_JOINED = 20
+"""Tiles whose parts are joined afterwards: all of them, or none if there is but one part."""
+FIRST_GROUP = 21
 GROUP_WORDS = 3
 # Words of a KV group, from FIRST_GROUP + GROUP_WORDS * group on.
 SLOTS = 0

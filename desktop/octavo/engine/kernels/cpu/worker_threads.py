@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy.typing as npt
 
 from octavo.engine.kernels.cpu.step_loop import (
     CONTROL_WORDS,
+    MAX_PROGRAMS,
+    add_program,
+    finish_program,
     has_program,
-    open_program,
-    run_portions,
+    is_finished,
     work,
 )
 
@@ -46,6 +49,8 @@ class _Shared:
         self.scratch = [aligned_bytes(scratch_bytes) for _ in range(num_threads)]
         self.sleepers = [_Sleeper() for _ in range(num_threads - 1)]
         self.is_closing = False
+        # What the latest programs work with, which must outlive them, whoever forgets it meanwhile.
+        self.kept: deque[Any] = deque(maxlen=MAX_PROGRAMS)
 
     def close(self) -> None:
         self.is_closing = True
@@ -72,6 +77,7 @@ class WorkerThreads:
         self._shared = _Shared(num_threads, scratch_bytes)
         self._control = np.uint64(self._shared.control.ctypes.data)
         self._scratch = np.uint64(self._shared.scratch[0].ctypes.data)
+        self._num_started = 0
         self._threads = [
             threading.Thread(
                 target=_work, args=(self._shared, number), name=f"octavo-cpu-{number}", daemon=True
@@ -82,19 +88,40 @@ class WorkerThreads:
             thread.start()
         self._finalizer: Callable[[], Any] = weakref.finalize(self, self._shared.close)
 
-    def run(self, operations: int, num_operations: int, step: int) -> None:
-        """Runs a program to its end; one caller at a time.
+    def start(self, operations: int, num_operations: int, step: int, keeps: Any = None) -> int:
+        """Lets the other threads begin with a program, after those started before.
 
         Args:
             operations: address of its operations.
             num_operations: how many.
             step: address of what they read about the step.
+            keeps: what owns the memory of all that.
+
+        Returns:
+            The program's number, for `finish`.
         """
-        open_program(self._control, operations, num_operations, step)
+        if self._num_started >= MAX_PROGRAMS:
+            self.finish(self._num_started + 1 - MAX_PROGRAMS)
+        self._shared.kept.append(keeps)
+        number: int = add_program(self._control, operations, num_operations, step)
+        self._num_started = number
         for sleeper in self._shared.sleepers:
             if sleeper.is_asleep:
                 sleeper.awake.set()
-        run_portions(self._control, self._scratch)
+        return number
+
+    def finish(self, number: int) -> None:
+        """Works with the others until a program has run to its end; one caller at a time."""
+        if not is_finished(self._control, number):
+            finish_program(self._control, self._scratch, number)
+
+    def finish_all(self) -> None:
+        """As `finish`, for everything that was started."""
+        self.finish(self._num_started)
+
+    def run(self, operations: int, num_operations: int, step: int) -> None:
+        """Runs a program to its end."""
+        self.finish(self.start(operations, num_operations, step))
 
     def close(self) -> None:
         """Ends the threads and waits for them."""
