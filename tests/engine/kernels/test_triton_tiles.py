@@ -65,14 +65,20 @@ def test_one_row(shape: tuple[int, int], form: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("rows", "cells"), cases([(8, 64)], on_card=[(4, 32), (4, 64), (8, 32)]))
-def test_one_row_in_other_portions(rows: int, cells: int, form: str) -> None:
+@pytest.mark.parametrize(
+    "portion",
+    cases(
+        [TiledGemvShape(8, 64)],
+        on_card=[TiledGemvShape(2, 64), TiledGemvShape(4, 32), TiledGemvShape(8, 32)],
+    ),
+)
+def test_one_row_in_other_portions(portion: TiledGemvShape, form: str) -> None:
     """Rows and columns that no portion divides, and more portions than are unrolled."""
     shape = 9, 768 if not HAS_CARD else 19200
     weights = make_weights(form, shape)
     row = torch.randn(1, shape[1]).to(DEVICE, torch.float16)
     output = torch.full((1, shape[0]), torch.nan, dtype=torch.float16, device=DEVICE)
-    tiled_gemv(row, weights, output, shape=TiledGemvShape(rows, cells))
+    tiled_gemv(row, weights, output, shape=portion)
     assert relative_error(output, functional.linear(row.float(), weights.unpack())) < 7e-4
 
 
