@@ -60,6 +60,9 @@ class BurstEngine:
     def stats(self) -> EngineStats:
         return EngineStats()
 
+    def close(self) -> None:
+        """Has nothing to give back."""
+
 
 Stream = Callable[[float], Awaitable[list[bytes]]]
 
