@@ -9,17 +9,24 @@ import pytest
 
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
+from octavo.engine.engine import Engine
+from octavo.engine.load_report import LoadReport
+from octavo.engine.loading import load_engine
 from octavo.engine.request import FinishReason
 from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.sequence import ScheduledBatch, StepOutput
+from octavo.engine.thread import SteppedEngine
 from octavo.errors import (
     ChatTemplateError,
     CheckpointError,
+    DeviceLostError,
     EngineClosedError,
     InsufficientMemoryError,
     PromptTooLongError,
 )
 from octavo.host import HostState, HostStatus, ModelHost
 from octavo.hub.library import LibraryModel, ModelLibrary
+from octavo.jobs import JobControl
 from octavo.running import RunningModels, running_models
 from tests.support.gguf_files import write_tiny_llama
 
@@ -73,6 +80,42 @@ async def test_load_chat_unload(host: ModelHost, tiny: LibraryModel, tmp_path: P
     assert statuses[0] is HostStatus.LOADING
     assert statuses[-2:] == [HostStatus.UNLOADING, HostStatus.EMPTY]
     assert any(state.progress and state.progress.stage == "Loading weights" for state in states)
+
+
+async def test_a_lost_device_is_said_until_the_engine_is_restarted(
+    tiny: LibraryModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines: list[Engine] = []
+
+    def make(
+        path: Path, config: EngineConfig, control: JobControl
+    ) -> tuple[SteppedEngine, LoadReport]:
+        engine, report = load_engine(path, config, control)
+        engines.append(engine)
+        return engine, report
+
+    def fail(batch: ScheduledBatch) -> StepOutput:
+        raise DeviceLostError("The card failed: an ECC error.", hint="Restart the engine.")
+
+    config = EngineConfig(device="cpu", num_kv_blocks=40, block_size=8)
+    host = ModelHost(lambda: config, RunningModels(tmp_path / "run"), make_engine=make)
+    await host.load(tiny)
+    engines[0]._runner.execute = fail  # type: ignore[method-assign]
+    with pytest.raises(DeviceLostError):
+        await answer(host)
+    async with asyncio.timeout(5):
+        while host.state.status is not HostStatus.FAILED:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert "ECC" in str(host.state.error)
+    assert host.state.model == tiny
+    assert running_models(tmp_path / "run") == []
+    with pytest.raises(DeviceLostError, match="ECC"):
+        await answer(host)
+    await host.load(tiny)
+    assert host.state.status is HostStatus.READY
+    assert await answer(host)
+    assert await host.close()
+    assert "The device is lost" in caplog.text
 
 
 async def test_loading_another_model_replaces_the_first(

@@ -16,7 +16,9 @@
     ├── DownloadError                the network, the index or a checksum
     ├── ChatStoreError               the conversations' database
     ├── EngineError                  the engine failed
-    │   └── EngineClosedError        no model is loaded, or it was unloaded meanwhile
+    │   ├── EngineClosedError        no model is loaded, or it was unloaded meanwhile
+    │   ├── DeviceMemoryError        needed_bytes, free_bytes: a step found no room on the device
+    │   └── DeviceLostError          the device failed, and the engine has ended
     └── ServerError                  the endpoint for other programs cannot start
         ├── ServerStoppingError      it is being switched off
         ├── RequestCancelledError    somebody in Octavo ended the request
@@ -131,6 +133,26 @@ class EngineError(OctavoError):
 
 class EngineClosedError(EngineError):
     """No model is loaded, or it was unloaded while the request waited."""
+
+
+class DeviceMemoryError(EngineError):
+    """The device's memory ran out in the middle of a step; None: a number is not known."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        needed_bytes: int | None = None,
+        free_bytes: int | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+
+
+class DeviceLostError(EngineError):
+    """The device failed for good: illegal access, uncorrectable memory, fallen off the bus."""
 
 
 class ServerError(OctavoError):

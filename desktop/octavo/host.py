@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
+from octavo.checkpoint.identity import identity_of
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device, choose_device, detect_devices
 from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryPlan
-from octavo.engine.model_config import ModelConfig
 from octavo.engine.planning import plan_load
 from octavo.engine.request import EngineStats, GenerationDelta, GenerationRequest
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.thread import EngineThread, SteppedEngine
-from octavo.errors import ChatTemplateError, EngineClosedError, OctavoError
+from octavo.errors import ChatTemplateError, DeviceLostError, EngineClosedError, OctavoError
 from octavo.events import Event
 from octavo.hub.library import LibraryModel
 from octavo.jobs import JobControl, Progress
@@ -31,6 +31,7 @@ from octavo.running import RunningModels
 
 if TYPE_CHECKING:
     from octavo.engine.chat_template import ChatTemplate
+    from octavo.engine.checkpoint_parts import CheckpointParts
     from octavo.engine.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,10 @@ class HostStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """A snapshot of the host; `model` is the one that is loaded, loading or failed to load."""
+    """A snapshot of the host; `model` is the one that is loaded, loading or failed to load.
+
+    A model that is ready has a `progress` while something faster is prepared to compute it.
+    """
 
     status: HostStatus = HostStatus.EMPTY
     model: LibraryModel | None = None
@@ -61,12 +65,13 @@ class HostState:
 
 @dataclass(frozen=True, slots=True)
 class _TextSide:
-    """What turns messages into token ids; read-only, for any thread."""
+    """What was read of a model beside its weights, for any thread: messages to token ids."""
 
-    config: ModelConfig
-    tokenizer: "Tokenizer"
+    parts: "CheckpointParts"
     chat_template: "ChatTemplate | None"
     chat_template_error: ChatTemplateError | None
+    identity: str
+    """Of the files that it was read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +81,19 @@ class _Loaded:
     report: LoadReport
 
 
-MakeEngine = Callable[[Path, EngineConfig, JobControl], tuple[SteppedEngine, LoadReport]]
+MakeEngine = Callable[
+    ["CheckpointParts", EngineConfig, JobControl], tuple[SteppedEngine, LoadReport]
+]
 
 
 def _load_engine(
-    path: Path, config: EngineConfig, control: JobControl
+    parts: "CheckpointParts", config: EngineConfig, control: JobControl
 ) -> tuple[SteppedEngine, LoadReport]:
     """Imports torch on the engine thread, at the first load and not before."""
     control.report(Progress("Starting the engine"))
     from octavo.engine.loading import load_engine
 
-    return load_engine(path, config, control)
+    return load_engine(parts, config, control)
 
 
 def _prepare_environment() -> None:
@@ -123,6 +130,8 @@ class ModelHost:
         self._make_engine = make_engine
         self._devices = devices
         self._loaded: _Loaded | None = None
+        # Of the latest load: who loads a model again does not wait for its vocabulary again.
+        self._text: _TextSide | None = None
         self._load_lock = asyncio.Lock()
         self._state = HostState()
         self.state_changed: Event[HostState] = Event()
@@ -139,7 +148,7 @@ class ModelHost:
     @property
     def tokenizer(self) -> "Tokenizer":
         """Raises EngineClosedError while no model is loaded."""
-        return self._require().text.tokenizer
+        return self._require().text.parts.tokenizer
 
     @property
     def context_limit_tokens(self) -> int:
@@ -216,11 +225,11 @@ class ModelHost:
             raise text.chat_template_error
         if text.chat_template is None:
             raise ChatTemplateError(
-                f"{text.config.name} has no chat template: it is a base model that only"
+                f"{text.parts.model_config.name} has no chat template: it is a base model that only"
                 " continues text.",
                 hint="Use an instruct version of it to chat.",
             )
-        return text.chat_template.encode(text.tokenizer, messages)
+        return text.chat_template.encode(text.parts.tokenizer, messages)
 
     def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int:
         """Exact prompt length of these messages; raises as `encode_chat`."""
@@ -266,6 +275,8 @@ class ModelHost:
     def _require(self) -> _Loaded:
         loaded = self._loaded
         if loaded is None:
+            if isinstance(self._state.error, DeviceLostError):
+                raise self._state.error
             raise EngineClosedError("No model is loaded.", hint="Load one first.")
         return loaded
 
@@ -281,16 +292,42 @@ class ModelHost:
             now = time.monotonic()
             if progress.stage != shown_stage or now - shown_at >= PROGRESS_INTERVAL_S:
                 shown_at, shown_stage = now, progress.stage
-                loop.call_soon_threadsafe(self._show_progress, progress)
+                with contextlib.suppress(RuntimeError):  # the loop has closed
+                    loop.call_soon_threadsafe(self._show_progress, progress)
+
+        later: list[LoadReport] = []
+
+        def on_report(report: LoadReport) -> None:
+            later.append(report)
+            if self._loaded is not None and self._loaded.thread is thread:
+                self._loaded = dataclasses.replace(self._loaded, report=report)
+                self._set_state(dataclasses.replace(self._state, report=report, progress=None))
 
         control = JobControl(on_progress)
-        thread = EngineThread(lambda control: self._make_engine(model.path, config, control))
-        # The plan first: what cannot fit is refused before torch is even imported.
-        plan = await asyncio.to_thread(self.plan, model)
-        plan.require_fit()
-        text = await asyncio.to_thread(_read_text_side, model.path)
-        report = await thread.load(control)
-        return _Loaded(thread, text, report)
+        self._text = text = await asyncio.to_thread(self._read_text_side, model.path)
+        thread = EngineThread(
+            lambda control: self._make_engine(text.parts, config, control), on_lost=self._lose
+        )
+        report = await thread.load(control, on_report)
+        return _Loaded(thread, text, later[-1] if later else report)
+
+    def _read_text_side(self, path: Path) -> _TextSide:
+        """Plans first: what cannot fit is refused before anything large is read or imported."""
+        known = self._text
+        if known is None or known.parts.header.path != path or not _is_unchanged(known):
+            header = read_checkpoint(path)
+            self.plan_header(header).require_fit()
+            return _read_text_side(header)
+        self.plan_header(known.parts.header).require_fit()
+        return known
+
+    def _lose(self, error: DeviceLostError) -> None:
+        """The engine has ended by itself; whoever asks from now on is told why."""
+        if self._loaded is None:  # unloaded meanwhile
+            return
+        self._loaded = None
+        self._running.remove()
+        self._set_state(HostState(HostStatus.FAILED, self._state.model, error=error))
 
     async def _unload(self) -> bool:
         if self._loaded is None:
@@ -304,7 +341,8 @@ class ModelHost:
         return came_back
 
     def _show_progress(self, progress: Progress) -> None:
-        if self._state.status is HostStatus.LOADING:
+        is_shown = self._state.status in (HostStatus.LOADING, HostStatus.READY)
+        if is_shown and progress != self._state.progress:
             self._set_state(dataclasses.replace(self._state, progress=progress))
 
     def _set_state(self, state: HostState) -> None:
@@ -312,19 +350,28 @@ class ModelHost:
         self.state_changed.emit(state)
 
 
-def _read_text_side(path: Path) -> _TextSide:
+def _is_unchanged(text: _TextSide) -> bool:
+    try:
+        return identity_of(text.parts.header) == text.identity
+    except OSError:
+        return False
+
+
+def _read_text_side(header: CheckpointHeader) -> _TextSide:
     """A broken chat template does not stop the load: the error waits until a chat needs it."""
     from octavo.engine.checkpoint_parts import (
+        CheckpointParts,
         read_chat_template,
         read_model_config,
         read_tokenizer,
     )
 
-    header = read_checkpoint(path)
+    identity = identity_of(header)
     tokenizer = read_tokenizer(header)
     template, template_error = None, None
     try:
         template = read_chat_template(header, tokenizer)
     except ChatTemplateError as error:
         template_error = error
-    return _TextSide(read_model_config(header), tokenizer, template, template_error)
+    parts = CheckpointParts(header, read_model_config(header), tokenizer)
+    return _TextSide(parts, template, template_error, identity)

@@ -117,8 +117,9 @@ class EngineSettings:
     """Of cached keys and values, `auto` as weights; see `KV_DTYPES`."""
     max_num_seqs: int = 64
     """Sequences that run at the same time."""
-    max_num_batched_tokens: int = 512
-    """Token budget of one step; longer prompts are prefilled in chunks of it."""
+    max_num_batched_tokens: int | None = None
+    """Token budget of one step; longer prompts are prefilled in chunks of it. None: what suits the
+    device."""
     max_model_len: int | None = None
     """Longest sequence in tokens; None: what the model was trained for."""
     enable_prefix_caching: bool = True
@@ -138,7 +139,8 @@ class EngineSettings:
         _check_choice("weights", self.weights, WEIGHTS)
         _check_choice("kv_dtype", self.kv_dtype, KV_DTYPES)
         _check_integer("max_num_seqs", self.max_num_seqs, 1)
-        _check_integer("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        if self.max_num_batched_tokens is not None:
+            _check_integer("max_num_batched_tokens", self.max_num_batched_tokens, 1)
         if self.max_model_len is not None:
             _check_integer("max_model_len", self.max_model_len, 1)
         _check_switch("enable_prefix_caching", self.enable_prefix_caching)

@@ -233,7 +233,7 @@ def test_generate_writes_a_chat_and_a_raw_prompt_alike(cli: Cli, tiny: Path) -> 
 
 def test_bench(cli: Cli, tiny: Path) -> None:
     sizes = ("--prompt-tokens", "8", "--output-tokens", "4", "--repetitions", "1")
-    outcome = cli("bench", "tiny", *sizes, "--streams", "2", "--json")
+    outcome = cli("bench", "tiny", *sizes, "--streams", "1", "2", "--json")
     assert outcome.status == 0, outcome.err
     rows = json.loads(outcome.out)["rows"]
     assert [row["streams"] for row in rows] == [1, 2]

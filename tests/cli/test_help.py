@@ -92,7 +92,7 @@ def test_documented_defaults_are_the_real_ones(verb: str) -> None:
 def test_options_with_a_default_show_it(cli: Cli) -> None:
     text = cli("bench", "--help").out
     assert re.search(r"--prompt-tokens N .*default: 512", text)
-    assert re.search(r"--streams \[N \.\.\.\] .*default: 8\b", text)
+    assert re.search(r"--streams \[N \.\.\.\] .*default: 1 8\b", text)
 
 
 def test_the_environment_is_told_at_the_top(cli: Cli) -> None:

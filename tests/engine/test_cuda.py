@@ -10,6 +10,7 @@ import torch
 from octavo.checkpoint.gguf import GGMLType
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, detect_devices
+from octavo.engine.device_errors import free_device_memory
 from octavo.engine.executor import Executor
 from octavo.engine.executors import choose_executor
 from octavo.engine.kv_groups import kv_groups
@@ -48,9 +49,13 @@ def make_executor(kind: str, model_config: ModelConfig, plan: MemoryPlan) -> Exe
 
 
 def generate(
-    kind: str, dtype: str = "float32", model_config: ModelConfig | None = None, **sampling: Any
+    kind: str,
+    dtype: str = "float32",
+    model_config: ModelConfig | None = None,
+    lengths: tuple[int, ...] = (3, 40, 17, 90),
+    **sampling: Any,
 ) -> list[list[int]]:
-    """Four sequences of unequal length, prefilled in chunks and decoded together."""
+    """Sequences of unequal length, prefilled in chunks and decoded together."""
     config = EngineConfig(device="cpu" if kind == CPU else "cuda", max_num_seqs=8)
     model_config = model_config or tiny_config(head_dim=16)
     plan = tiny_plan(device=choose_device(config, detect_devices()), dtype=dtype, num_kv_blocks=256)
@@ -59,7 +64,7 @@ def generate(
     runner = ModelRunner(make_executor(kind, model_config, plan), model_config, plan, config)
     sequences = [
         make_sequence(i, random_tokens(length, i), seed=i, **sampling)
-        for i, length in enumerate((3, 40, 17, 90))
+        for i, length in enumerate(lengths)
     ]
     next_block = 1
     for step in range(14):
@@ -82,6 +87,7 @@ def generate(
     return [sequence.output_token_ids for sequence in sequences]
 
 
+@pytest.mark.whole_card
 @pytest.mark.parametrize("kind", [KERNELS, TORCH])
 def test_detected_and_planned(kind: str) -> None:
     gpu = detect_devices()[0]
@@ -91,14 +97,16 @@ def test_detected_and_planned(kind: str) -> None:
     config = EngineConfig(device="cuda")
     plan = plan_memory(SMOLLM2_135M, config, gpu)
     assert plan.fits
+    free_device_memory()
     before = torch.cuda.mem_get_info(0)[0]
     model = build_model(SMOLLM2_135M, plan)
     for parameter in model.parameters():
         parameter.fill_(0.01)
-    executor = choose_executor(model, SMOLLM2_135M, plan, config)
+    executor: Executor
     if kind == TORCH:
         executor = TorchExecutor(model, SMOLLM2_135M, plan)
     else:
+        executor = choose_executor(model, SMOLLM2_135M, plan, config)
         assert executor.name == "Triton kernels", executor.reason
     runner = ModelRunner(executor, SMOLLM2_135M, plan, config)
     sequence = make_sequence(0, [5] * 512, temperature=0)
@@ -141,7 +149,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "unrotated_layers": frozenset({1}),
         "rope": RopeConfig(rotary_dim=8),
     },
-    "experts": {"moe": MoEConfig(5, 2, 24, shared_intermediate_size=16)},
+    "qwen 2 experts": {
+        "moe": MoEConfig(5, 2, 24, renormalizes=False, shared_intermediate_size=16),
+        "attention_bias": True,
+    },
+    "qwen 3 experts, some layers without": {
+        "moe": MoEConfig(12, 3, 24, dense_layers=frozenset({1})),
+        "qk_norm": "head",
+    },
+    "mixtral": {"moe": MoEConfig(8, 2, 40), "windows": (16, 16)},
+    "gpt-oss": {
+        "moe": MoEConfig(6, 4, 24, has_biases=True),
+        "activation": "clamped_swiglu",
+        "windows": (16, None),
+        "has_sinks": True,
+        "attention_bias": True,
+        "attention_output_bias": True,
+        "norm_in_float32": True,
+    },
 }
 
 
@@ -151,6 +176,19 @@ def test_variants_equal_the_cpus(variant: str, temperature: float) -> None:
     model_config = tiny_config(head_dim=16, **VARIANTS[variant])
     found = generate(KERNELS, model_config=model_config, temperature=temperature)
     assert found == generate(CPU, model_config=model_config, temperature=temperature)
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "moe" in VARIANTS[name]])
+def test_experts_run_in_graphs_and_alone(variant: str) -> None:
+    """A single token takes other kernels than many do."""
+    from octavo.engine.models.fused_decoder import FusedDecoder
+
+    model_config = tiny_config(head_dim=16, **VARIANTS[variant])
+    device = choose_device(EngineConfig(device="cuda"), detect_devices())
+    model = random_model(model_config, tiny_plan(device=device))
+    assert FusedDecoder(model, model_config).can_be_captured
+    options: dict[str, Any] = {"model_config": model_config, "lengths": (21,), "temperature": 0.0}
+    assert generate(KERNELS, **options) == generate(CPU, **options)
 
 
 @pytest.mark.parametrize("kind", [KERNELS, TORCH])
@@ -197,3 +235,29 @@ def test_loaded_checkpoints_answer_as_on_the_cpu(
         tokens[device] = {key: result.token_ids for key, result in results.items()}
         assert engine.stats().num_used_blocks == 0
     assert tokens["cuda"] == tokens["cpu"]
+
+
+def used_bytes() -> int:
+    """What the whole card has in use, also what torch does not count."""
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    return total_bytes - free_bytes
+
+
+@pytest.mark.whole_card
+@pytest.mark.parametrize("weights", ["packed", "unpacked"])
+def test_unloading_returns_the_cards_memory(tmp_path: Path, weights: str) -> None:
+    """But for the driver's context and the code of kernels, which come with the first load."""
+    path = write_tiny_llama(
+        tmp_path / "tiny.gguf", ggml_type=GGMLType.Q8_0, hidden_size=512, intermediate_size=1024
+    )
+    levels = []
+    for _ in range(3):
+        engine = make_engine(path, device="cuda", weights=weights, num_kv_blocks=20_000)
+        loaded = used_bytes()
+        run_all(engine, [request("a", list(b"hello the quick"), max_tokens=5)])
+        engine.close()
+        del engine
+        levels.append(used_bytes())
+        assert loaded - levels[-1] > 2 * 10**7, "the KV cache alone is larger"
+    assert levels[2] <= levels[1] + 2**21
+    assert levels[1] <= levels[0] + 2**23

@@ -8,8 +8,9 @@ import pytest
 
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
-from octavo.engine.memory import UNPACKED_SLAB_ELEMENTS, MemoryPlan, plan_memory
+from octavo.engine.memory import MemoryPlan, plan_memory
 from octavo.engine.model_config import ModelConfig, StoredSizes
+from octavo.engine.step_memory import UNPACKED_SLAB_ELEMENTS
 from octavo.errors import InsufficientMemoryError
 from octavo.units import format_bytes
 from tests.support.model_shapes import LLAMA_8B, SMOLLM2_135M
@@ -155,8 +156,8 @@ LIKE_MISTRAL = dataclasses.replace(
 def test_layers_with_a_window_hold_no_more_than_it_and_a_chunk() -> None:
     windowed = plan(LIKE_GEMMA3, cpu(60), dtype="bfloat16")
     assert windowed.kv_tokens == 4 * 32_768
-    # 512 tokens of window and a step of 512, of each of 4 sequences; the null block.
-    assert windowed.num_group_blocks == (4 * 2048 + 1, 4 * 65 + 1)
+    # 512 tokens of window for each of 4 sequences, and a step of 512 for one; the null block.
+    assert windowed.num_group_blocks == (4 * 2048 + 1, 3 * 33 + 65 + 1)
     full = plan(dataclasses.replace(LIKE_GEMMA3, windows=()), cpu(60), dtype="bfloat16")
     assert full.kv_tokens == windowed.kv_tokens
     assert item(windowed, "KV cache") < 0.2 * item(full, "KV cache")
@@ -170,20 +171,20 @@ def test_windows_as_wide_as_the_context_are_none() -> None:
 @pytest.mark.parametrize("free", [0.5, 2.0, 4.0, 9.0, 20.0, 60.0])
 def test_every_group_has_room_for_a_sequence_and_none_more_than_it_can_use(free: float) -> None:
     for device in (cpu(free), gpu(free)):
-        planned = plan(LIKE_GEMMA3, device)
+        planned = plan(LIKE_GEMMA3, device, max_num_batched_tokens=512)
         first, window = planned.num_group_blocks
         assert min(65 + 1, first) <= window <= first
         assert planned.kv_tokens >= 512
-    roomy = plan(LIKE_GEMMA3, gpu(60))
-    assert roomy.num_group_blocks == (64 * 2048 + 1, 64 * 65 + 1)
+    roomy = plan(LIKE_GEMMA3, gpu(60), max_num_batched_tokens=512)
+    assert roomy.num_group_blocks == (64 * 2048 + 1, 63 * 33 + 65 + 1)
 
 
 def test_a_model_of_windows_only_is_bounded_by_none() -> None:
-    planned = plan(LIKE_MISTRAL, gpu(22))
+    planned = plan(LIKE_MISTRAL, gpu(22), max_num_batched_tokens=512)
     # Each conversation of 32,768 tokens takes 289 blocks, not 2,048.
     assert planned.kv_tokens == (planned.num_kv_blocks - 1) // 289 * 32_768
     assert planned.kv_tokens > 3 * planned.num_kv_blocks * 16
-    few = plan(LIKE_MISTRAL, gpu(22), num_kv_blocks=101)
+    few = plan(LIKE_MISTRAL, gpu(22), num_kv_blocks=101, max_num_batched_tokens=512)
     assert few.kv_tokens == 1600
 
 
@@ -275,3 +276,34 @@ def test_refusals_of_packed_models_name_what_helps() -> None:
     unpacked = plan(LLAMA_8B_Q4, cpu(14, total=16), weights="unpacked")
     assert "Keep the weights packed, which is slower." in unpacked.remedies
     assert plan(LLAMA_8B_Q4, cpu(14, total=16), weights="packed").fits
+
+
+@pytest.mark.parametrize(
+    ("total", "model", "expected"),
+    [
+        (80, LLAMA_8B, 16384),
+        (24, LLAMA_8B, 4096),
+        (8, LLAMA_8B, 2048),
+        (4, LLAMA_8B, 512),
+        (6, SMOLLM2_135M, 8192),
+    ],
+)
+def test_the_token_budget_follows_the_cards_memory(
+    total: float, model: ModelConfig, expected: int
+) -> None:
+    card = Device("cuda", 0, "GPU", int(total * GIB), int(total * GIB), (9, 0))
+    by_default = plan(model, card)
+    assert by_default.max_num_batched_tokens == expected
+    assert item(by_default, "Workspace") < total * GIB / 16
+    assert plan(model, card, max_num_batched_tokens=77).max_num_batched_tokens == 77
+
+
+def test_the_token_budget_of_a_processor_is_small() -> None:
+    assert plan(SMOLLM2_135M, cpu(30)).max_num_batched_tokens == 512
+
+
+def test_a_card_is_planned_with_its_context_and_a_little_for_the_screen() -> None:
+    names = [entry.name for entry in plan(LLAMA_8B, gpu(23.5)).items]
+    assert names[-3:] == ["CUDA graphs", "CUDA context", "Reserve"]
+    large = Device("cuda", 0, "GPU", 140 * GIB, 139 * GIB, (9, 0))
+    assert item(plan(LLAMA_8B, large), "Reserve") == 2 * GIB

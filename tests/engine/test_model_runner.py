@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from octavo.engine.config import EngineConfig
-from octavo.engine.memory import PROMPT_LOGPROB_ROWS
 from octavo.engine.model_runner import ModelRunner
 from octavo.engine.models.decoder import Decoder
 from octavo.engine.request import TokenLogprob
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, StepOutput
 from octavo.engine.sequence import Sequence as TokenSequence
+from octavo.engine.step_memory import PROMPT_LOGPROB_ROWS
 from octavo.engine.torch_executor import TorchExecutor
 from octavo.errors import EngineError
 from tests.support.tiny_decoders import (

@@ -13,7 +13,9 @@ from octavo.engine.device import Device
 from octavo.engine.kernels.cpu.simd_tier import Tier, host_features, tier_of
 from octavo.engine.model_config import ModelConfig, MoEConfig, RopeConfig
 from octavo.engine.planning import kernel_forms, plan_load, why_not_kernels
+from tests.support.family_folders import write_family_folder
 from tests.support.gguf_files import write_tiny_llama
+from tests.support.quantized_folders import kind_named, write_quantized_folder
 
 CPU = Device("cpu", 0, "test CPU", 8 << 30, 8 << 30)
 GPU = Device("cuda", 0, "test GPU", 8 << 30, 8 << 30, (9, 0))
@@ -41,6 +43,13 @@ def test_the_kernels_run_what_they_can(path: Path) -> None:
     assert plan.why_not_kernels == ""
     assert (plan.dtype, plan.kv_dtype) == ("float32", "float16")
     assert kernel_forms(header)
+
+
+def test_forms_of_a_folder(tmp_path: Path) -> None:
+    write_family_folder(tmp_path / "plain", "llama")
+    assert kernel_forms(read_checkpoint(tmp_path / "plain")) == {"float32"}
+    write_quantized_folder(tmp_path / "gptq", kind_named("gptq 4 bit v1"))
+    assert {"int4", "q4_1"} <= kernel_forms(read_checkpoint(tmp_path / "gptq"))
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,18 @@ from octavo.engine.memory import MemoryPlan
 from octavo.engine.request import EngineStats, FinishReason, GenerationDelta, GenerationRequest
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.thread import EngineThread
-from octavo.errors import CheckpointError, EngineClosedError, EngineError, InvalidRequestError
+from octavo.errors import (
+    CheckpointError,
+    DeviceLostError,
+    EngineClosedError,
+    EngineError,
+    InvalidRequestError,
+)
 from octavo.jobs import JobCancelled, JobControl, Progress
 
 REFUSED = "refused"
 POISON = "poison"
+FATAL = "fatal"
 
 
 def make_report() -> LoadReport:
@@ -43,6 +50,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.steps_since_abort: list[int] = []
         self.num_steps = 0
+        self.is_closed = False
 
     @property
     def has_work(self) -> bool:
@@ -73,6 +81,8 @@ class FakeEngine:
         deltas = []
         for name in list(self.left):
             self.left[name] -= 1
+            if name.startswith(FATAL) and self.left[name] == 3:
+                raise DeviceLostError("The card failed.", hint="Restart the engine.")
             if name.startswith(POISON) and self.left[name] == 3:
                 raise RuntimeError("the kernel failed")
             done = self.left[name] == 0
@@ -81,6 +91,9 @@ class FakeEngine:
             reason = FinishReason.LENGTH if done else None
             deltas.append(GenerationDelta(name, index=0, text="x", finish_reason=reason))
         return deltas
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def stats(self) -> EngineStats:
         return EngineStats(num_running=len(self.left), num_steps=self.num_steps)
@@ -180,6 +193,31 @@ async def test_an_engine_error_fails_its_requests_and_the_thread_goes_on(
     assert "A step failed" in caplog.text
 
 
+async def test_a_lost_device_fails_everybody_and_ends_the_thread(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = FakeEngine()
+    lost: list[DeviceLostError] = []
+
+    def make(control: JobControl) -> tuple[FakeEngine, LoadReport]:
+        engine.thread_id = threading.get_ident()
+        return engine, make_report()
+
+    thread = EngineThread(make, on_lost=lost.append)
+    await thread.load(JobControl())
+    results = await asyncio.gather(
+        collect(thread, FATAL, 20), collect(thread, "b", 10_000), return_exceptions=True
+    )
+    assert [type(one) for one in results] == [DeviceLostError] * 2
+    await until(lambda: bool(lost))
+    assert lost == [results[0]]
+    with pytest.raises(EngineClosedError):
+        await collect(thread, "c", 5)
+    assert await thread.close()
+    assert not engine.is_closed, "nothing of a lost device can be given back"
+    assert "The device is lost" in caplog.text
+
+
 async def test_two_loops_listen_at_once() -> None:
     async with running() as (thread, _):
         texts: list[str] = []
@@ -214,6 +252,7 @@ async def test_closing_ends_open_streams_with_a_sentence() -> None:
         task = asyncio.create_task(collect(thread, "a", 10_000))
         await until(lambda: engine.has_work)
         assert await thread.close()
+        assert engine.is_closed
         with pytest.raises(EngineClosedError):
             await task
         with pytest.raises(EngineClosedError):

@@ -122,7 +122,7 @@ def test_every_family_is_tested() -> None:
 
 def source_folder(folder: Path, model_type: str, options: dict[str, Any]) -> PreTrainedModel:
     model = write_family_folder(folder, model_type, **{**SHAPE, **options})
-    write_family_tokenizer(folder, TOKENIZERS[model_type], has_manners=False)
+    write_family_tokenizer(folder, TOKENIZERS[model_type])
     return model
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from octavo.checkpoint.header import read_checkpoint
+from octavo.engine.checkpoint_parts import read_tokenizer
 from octavo.errors import (
     CheckpointError,
     EngineError,
@@ -29,7 +30,7 @@ from octavo.quantize.recipe import QuantizeRecipe
 from octavo.quantize.report import read_report, report_file
 from octavo.quantize.writing import write_model
 from tests.support.gguf_files import write_tiny_llama
-from tests.support.model_folders import write_model_folder
+from tests.support.model_folders import change_json, write_model_folder
 
 pytestmark = pytest.mark.usefixtures("paths")
 
@@ -120,12 +121,25 @@ async def test_measuring_that_was_stopped_goes_on(source: Path, tmp_path: Path) 
 
 
 async def test_what_no_other_file_can_say_leaves_nothing_behind(tmp_path: Path) -> None:
-    # Its tokenizer has a token that swallows blanks.
     write_model_folder(tmp_path / "Tiny", hidden_size=64, num_attention_heads=4)
+    change_json(tmp_path / "Tiny" / "tokenizer.json", model={"type": "Unigram"})
     recipe = QuantizeRecipe(tmp_path / "Tiny", "q8_0", tmp_path / "out" / "Tiny.gguf")
-    with pytest.raises(UnsupportedModelError, match="swallows blanks"):
+    with pytest.raises(UnsupportedModelError, match="Unigram"):
         await quantize(recipe, JobControl())
     assert not recipe.partial.exists()
+
+
+async def test_tokenizer_that_gguf_cannot_say_is_carried_and_remarked(tmp_path: Path) -> None:
+    write_model_folder(tmp_path / "Tiny", hidden_size=64, num_attention_heads=4)
+    recipe = QuantizeRecipe(tmp_path / "Tiny", "q8_0", tmp_path / "out" / "Tiny.gguf")
+    report = await quantize(recipe, JobControl(), evaluates=False)
+    assert "swallows blanks" in report.remark
+    assert read_report(recipe.output) == report
+    source, result = (
+        read_tokenizer(read_checkpoint(path)) for path in (recipe.source, recipe.output)
+    )
+    text = "<|pad|>   x"
+    assert result.encode(text, parse_special=True) == source.encode(text, parse_special=True)
 
 
 def spoil_last_weight(source: Path) -> None:

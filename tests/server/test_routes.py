@@ -9,6 +9,8 @@ import pytest
 
 from octavo.engine.config import EngineConfig
 from octavo.errors import (
+    DeviceLostError,
+    DeviceMemoryError,
     EngineClosedError,
     ModelError,
     ModelNotFoundError,
@@ -108,6 +110,8 @@ def test_without_a_model(tmp_path: Path, library: ModelLibrary) -> None:
         (WrongKeyError("x"), 401),
         (ModelNotFoundError("x"), 404),
         (EngineClosedError("x"), 503),
+        (DeviceLostError("x"), 503),
+        (DeviceMemoryError("x"), 503),
         (ModelError("x"), 500),
         (StorageError("x"), 500),
         (OctavoError("x"), 500),

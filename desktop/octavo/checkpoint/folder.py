@@ -23,6 +23,7 @@ from octavo.checkpoint.weight_format import WeightFormat
 from octavo.errors import CheckpointError, ModelError, UnsupportedModelError
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 WEIGHTS_SUFFIX = ".safetensors"
@@ -129,7 +130,10 @@ class FolderHeader:
             CheckpointError: it is no JSON object.
             StorageError: it cannot be read.
         """
-        return _read_json(self.path / name)
+        content = self.read_bytes(name)
+        return (
+            None if content is None else parse_json_object(content, self.path / name, "its content")
+        )
 
     def read_text(self, name: str) -> str | None:
         """As `read_json`, for plain text."""
@@ -168,7 +172,7 @@ def read_folder_header(path: Path) -> FolderHeader:
     return FolderHeader(
         path=path,
         config=part.config,
-        generation_config=_read_json(path / "generation_config.json") or {},
+        generation_config=_read_json(path / GENERATION_FILE) or {},
         tensors=part.tensors,
         left_out=part.left_out,
     )

@@ -10,10 +10,12 @@ from collections.abc import AsyncGenerator
 from octavo.chats.message import Message, MessageStatus
 from octavo.chats.session import ChatSession
 from octavo.chats.store import IN_MEMORY, ChatStore
+from octavo.cli.parsers.manual import EXIT_FAILED
 from octavo.cli.terminal import STARTER, find_model, loaded, make_core, read_stdin
 from octavo.core import Core
 from octavo.engine.sampling_params import SamplingParams
 from octavo.errors import InvalidInputError, ModelNotFoundError
+from octavo.host import HostStatus
 from octavo.hub.library import LibraryModel
 from octavo.paths import AppPaths
 
@@ -119,6 +121,8 @@ async def _converse(core: Core, model: LibraryModel, options: argparse.Namespace
                         print("A new conversation.", file=sys.stderr)
                     case _:
                         _report(await _print_stream(session.send(text, sampling)))
+                if core.host.state.status is HostStatus.FAILED:  # the engine has ended
+                    return EXIT_FAILED
     return 0
 
 

@@ -6,6 +6,7 @@ included but the thread and the event loop around it.
 """
 
 import argparse
+import dataclasses
 import json
 import random
 import statistics
@@ -20,6 +21,7 @@ from octavo.engine.config import EngineConfig
 from octavo.engine.request import GenerationRequest
 from octavo.engine.sampling_params import SamplingParams
 from octavo.errors import EngineError, InvalidInputError
+from octavo.paths import AppPaths
 from octavo.units import format_bytes
 
 if TYPE_CHECKING:
@@ -29,8 +31,11 @@ _PROMPT_TOKENS, _OUTPUT_TOKENS = 512, 128
 _SINGLE_OUTPUT_TOKENS = 256
 _LONG_PROMPT_TOKENS = 16384
 _PREFIX_TOKENS, _PREFIX_OWN_TOKENS, _PREFIX_REQUESTS = 2048, 64, 64
-_MAX_BATCHED_TOKENS = 16384
-_BLOCK_ROOM_TOKENS = 200_000
+_PREFIX_OUTPUT_TOKENS = 64
+_SPARE_ROOM = 1.25
+"""Of the KV cache, over what the largest workload holds at a time."""
+_NUM_STREAMS, _STEPS_BEFORE = 8, 20
+"""Streams that run before a long prompt comes."""
 
 Prompt = list[int]
 
@@ -91,13 +96,57 @@ class Workloads:
         fresh, cached = [], []
         for _ in range(2):
             prefix = self._prompt(_PREFIX_TOKENS)
-            fresh.append(self._generate(self._extended(prefix), 64))
-            cached.append(self._generate(self._extended(prefix), 64))
+            fresh.append(self._generate(self._extended(prefix), _PREFIX_OUTPUT_TOKENS))
+            cached.append(self._generate(self._extended(prefix), _PREFIX_OUTPUT_TOKENS))
         case = "64 × (2,048 shared + 64)/64"
         return [
             Figure(f"{case}, prefix not cached", min(fresh), "s", tuple(fresh)),
             Figure(f"{case}, prefix cached", min(cached), "s", tuple(cached)),
         ]
+
+    def long_prompt_beside_streams(self) -> list[Figure]:
+        """What 8 streams and a prompt of 16,384 tokens make of each other."""
+        firsts, gaps = [], []
+        for _ in range(3):
+            first_s, longest = self._disturb(self._prompt(_LONG_PROMPT_TOKENS))
+            firsts.append(first_s)
+            gaps.append(longest)
+        case = "16,384-token prompt beside 8 streams"
+        milliseconds = tuple(1000 * statistics.quantiles(one, n=100)[98] for one in gaps[1:])
+        longest_ms = tuple(1000 * max(one) for one in gaps[1:])
+        return [
+            Figure(f"{case}: first token", min(firsts[1:]), "s", tuple(firsts)),
+            Figure(f"{case}: 99 % of gaps below", min(milliseconds), "ms", milliseconds),
+            Figure(f"{case}: longest gap", min(longest_ms), "ms", longest_ms),
+        ]
+
+    def _disturb(self, prompt: Prompt) -> tuple[float, list[float]]:
+        """Seconds to the prompt's first token, and between the streams' tokens until then."""
+        params = SamplingParams(temperature=0.0, max_tokens=_SINGLE_OUTPUT_TOKENS, ignore_eos=True)
+        for _ in range(_NUM_STREAMS):
+            self._add(self._prompt(_PROMPT_TOKENS), params)
+        for _ in range(_STEPS_BEFORE):
+            self._engine.step()
+        long_id = self._add(prompt, dataclasses.replace(params, max_tokens=1))
+        begun_at = self._clock()
+        latest: dict[str, float] = {}
+        gaps: list[float] = []
+        first_at = None
+        while self._engine.has_work:
+            deltas = self._engine.step()
+            now = self._clock()
+            for delta in deltas:
+                if delta.request_id == long_id:
+                    first_at = now
+                elif first_at is None:
+                    gaps.append(now - latest.get(delta.request_id, begun_at))
+                    latest[delta.request_id] = now
+        if first_at is None or len(gaps) < 2:
+            raise EngineError(
+                "The long prompt or the streams beside it got no token.",
+                hint="The KV cache is too small for this workload.",
+            )
+        return first_at - begun_at, gaps
 
     def _extended(self, prefix: Prompt) -> list[Prompt]:
         return [prefix + self._prompt(_PREFIX_OWN_TOKENS) for _ in range(_PREFIX_REQUESTS)]
@@ -108,14 +157,10 @@ class Workloads:
     def _generate(self, prompts: Sequence[Prompt], num_tokens: int) -> float:
         """Seconds from handing over all requests to the last token."""
         params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-        requests = [
-            GenerationRequest(f"bench-{next(self._numbers)}", tuple(prompt), params)
-            for prompt in prompts
-        ]
         num_generated = 0
         started_at = self._clock()
-        for request in requests:
-            self._engine.add_request(request)
+        for prompt in prompts:
+            self._add(prompt, params)
         while self._engine.has_work:
             for delta in self._engine.step():
                 if delta.error is not None:
@@ -129,8 +174,21 @@ class Workloads:
             )
         return wall_s
 
+    def _add(self, prompt: Prompt, params: SamplingParams) -> str:
+        request_id = f"bench-{next(self._numbers)}"
+        self._engine.add_request(GenerationRequest(request_id, tuple(prompt), params))
+        return request_id
 
-def dummy_bench(options: argparse.Namespace) -> int:
+
+def _room_tokens(batch_sizes: Sequence[int]) -> int:
+    """Of a KV cache that holds every workload."""
+    at_once = max(batch_sizes, default=1) * (_PROMPT_TOKENS + _OUTPUT_TOKENS)
+    alone = _LONG_PROMPT_TOKENS + _SINGLE_OUTPUT_TOKENS
+    sharing = _PREFIX_TOKENS + _PREFIX_REQUESTS * (_PREFIX_OWN_TOKENS + _PREFIX_OUTPUT_TOKENS)
+    return int(max(at_once, alone, sharing) * _SPARE_ROOM)
+
+
+def dummy_bench(options: argparse.Namespace, paths: AppPaths) -> int:
     """Measures one shape and prints a table, or JSON."""
     # Here, because torch comes with it.
     from octavo.engine.dummy_model import dummy_shapes, load_dummy_engine
@@ -140,9 +198,10 @@ def dummy_bench(options: argparse.Namespace) -> int:
     config = EngineConfig(
         device=options.device or "auto",
         max_num_seqs=max([_PREFIX_REQUESTS, *options.batch_sizes]),
-        max_num_batched_tokens=_MAX_BATCHED_TOKENS,
+        max_num_batched_tokens=options.max_num_batched_tokens,
         max_model_len=_LONG_PROMPT_TOKENS + _SINGLE_OUTPUT_TOKENS,
-        num_kv_blocks=_BLOCK_ROOM_TOKENS // EngineConfig().block_size + 1,
+        gpu_tuning_table=str(paths.gpu_tuning_table),
+        num_kv_blocks=_room_tokens(options.batch_sizes) // EngineConfig().block_size + 1,
     )
     engine, report = load_dummy_engine(options.dummy_weights, options.weight_format, config)
     title = (
@@ -160,6 +219,7 @@ def dummy_bench(options: argparse.Namespace) -> int:
         figures += workloads.throughput(size)
     if options.long_workloads:
         figures += workloads.long_prompt()
+        figures += workloads.long_prompt_beside_streams()
         figures += workloads.shared_prefix()
     if options.json:
         print(json.dumps({"title": title, "figures": [asdict(one) for one in figures]}, indent=2))

@@ -59,8 +59,8 @@ def _print_report(report: QuantizeReport, model: LibraryModel, output: Path) -> 
     if report.kl_divergence is not None and report.top1_agreement is not None:
         print(comparison_sentence(report.kl_divergence, report.top1_agreement))
         print(f"Measured in {report.dtype} on {report.num_tokens:,} tokens of {report.text_name}.")
-    if report.note:
-        print(report.note)
+    for sentence in filter(None, (report.note, report.remark)):
+        print(sentence)
     print(f"Written in {format_seconds(report.seconds)}: {output}")
 
 

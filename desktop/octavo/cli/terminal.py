@@ -17,6 +17,17 @@ from octavo.units import format_bytes
 
 BAR_WIDTH = 28
 STARTER = "starter"
+ENGINE_OPTIONS = (
+    "device",
+    "dtype",
+    "weights",
+    "kv_dtype",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "cpu_threads",
+)
+"""Fields of `EngineConfig` that the command line can say; `parsers.manual.add_engine` adds them."""
 
 
 class ProgressLine:
@@ -42,6 +53,11 @@ class ProgressLine:
             text = f"{text}  {bar} {progress.fraction:4.0%}  {of}"
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
+    def note(self, sentence: str) -> None:
+        """Leaves a sentence on a line of its own."""
+        if self._is_terminal:
+            print(sentence, file=sys.stderr)
+
     def clear(self) -> None:
         if self._is_terminal and self._stage:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
@@ -50,7 +66,7 @@ class ProgressLine:
 
 def make_core(options: argparse.Namespace, paths: AppPaths) -> Core:
     """A core whose engine settings are the settings file's with the command line's on top."""
-    names = ("device", "dtype", "weights", "kv_dtype", "max_model_len", "max_num_seqs")
+    names = (*ENGINE_OPTIONS, "waits_for_kernels")
     given = {name: getattr(options, name, None) for name in names}
     overrides = {name: value for name, value in given.items() if value is not None}
     core = Core(paths, engine_overrides=overrides)
@@ -104,6 +120,9 @@ async def loaded(core: Core, model: LibraryModel) -> AsyncGenerator[None, None]:
         finally:
             line.clear()
             disconnect()
+        report = core.host.state.report
+        if report is not None and report.is_temporary:
+            line.note(report.executor_reason)
         yield
     finally:
         await core.close()

@@ -7,6 +7,7 @@ import collections.abc
 import struct
 import sys
 from hashlib import blake2b
+from itertools import islice
 
 from octavo.engine.block_pool import NULL_BLOCK, BlockPool
 from octavo.engine.kv_groups import first_visible_block, most_window_blocks
@@ -95,11 +96,6 @@ class BlockManager:
         return tuple(group.window for group in self._groups)
 
     @property
-    def has_windows(self) -> bool:
-        """Whether some layers see only the last tokens."""
-        return bool(self._windowed)
-
-    @property
     def num_blocks(self) -> int:
         """Of the first group, like the three counts below: what sees the whole context."""
         return self._groups[0].pool.num_blocks
@@ -163,16 +159,25 @@ class BlockManager:
             self.num_hit_tokens += num_shared_tokens
         return True
 
-    def allocate(self, sequence: Sequence, *, reserve: int = 0) -> bool:
+    def allocate(
+        self, sequence: Sequence, *, reserve: int = 0, num_computed: int | None = None
+    ) -> bool:
         """Brings the block tables up to date with what the sequence computes next.
 
         They reach to all known tokens (with a window: to those the next step may compute), the
-        next block to write is private, and blocks that left a window are given up.
+        next block to write is private, and blocks that left a window are given up: a device runs
+        its steps in turn, so whoever gets them writes them after the last step that reads them.
+
+        Args:
+            sequence: holds blocks.
+            reserve: free blocks that must be left over in every group.
+            num_computed: tokens that are computed when the next step begins; None: as noted down.
 
         Returns:
             Whether there were enough blocks; if not, no block was taken in any group.
         """
-        num_computed = sequence.num_computed_tokens
+        if num_computed is None:
+            num_computed = sequence.num_computed_tokens
         next_written = num_computed // self.block_size
         tables = sequence.block_tables
         is_ready = True
@@ -240,10 +245,12 @@ class BlockManager:
             return
         first = start // self.block_size
         last = sequence.num_computed_tokens // self.block_size
+        hashes = self._hashes(sequence, last)
         for index in range(first, last):
-            block_hash = self._block_hash(sequence, index)
             for group, table in zip(self._groups, sequence.block_tables, strict=True):
-                group.pool.offer(table[index], block_hash)
+                # The step after this one may be planned already, and have given it up.
+                if table[index] != NULL_BLOCK:
+                    group.pool.offer(table[index], hashes[index])
 
     def blocks_under_way(self, scheduled: ScheduledSequence) -> set[bytes]:
         """The hashes of the blocks of a prompt that a step makes full."""
@@ -252,7 +259,7 @@ class BlockManager:
             return set()
         first = scheduled.start // self.block_size
         last = (scheduled.start + scheduled.num_tokens) // self.block_size
-        return {self._block_hash(sequence, index) for index in range(first, last)}
+        return set(self._hashes(sequence, last)[first:last])
 
     def next_shared(self, sequence: Sequence) -> bytes | None:
         """The hash of the first full block of a waiting sequence that the prefix cache lacks."""
@@ -261,7 +268,7 @@ class BlockManager:
         index = self._num_cached_blocks(sequence)
         if (index + 1) * self.block_size > sequence.num_tokens:
             return None
-        return self._block_hash(sequence, index)
+        return self._hashes(sequence, index + 1)[index]
 
     def take_copies(self) -> tuple[tuple[int, int, int], ...]:
         """Returns the (group, source, destination) copies of the step just scheduled, once.
@@ -291,22 +298,18 @@ class BlockManager:
         """The longest prefix every group holds what it needs of: its tokens and block tables."""
         count = self._num_cached_blocks(sequence) if looks_up else 0
         num_tokens = min(count * self.block_size, sequence.num_tokens - 1)
+        hashes = self._hashes(sequence, count)
         tables = []
         for group in self._groups:
             first = group.first_visible(num_tokens)
-            hashes = (self._block_hash(sequence, index) for index in range(first, count))
-            found = [group.pool.find(block_hash) for block_hash in hashes]
-            tables.append([NULL_BLOCK] * first + [i for i in found if i is not None])
+            tables.append([NULL_BLOCK] * first + group.pool.find_all(hashes[first:count]))
         return num_tokens, tables
 
     def _num_cached_blocks(self, sequence: Sequence) -> int:
         count = sequence.num_tokens // self.block_size
         if self._groups[0].window is None:
-            pool = self._groups[0].pool
-            for index in range(count):
-                if pool.find(self._block_hash(sequence, index)) is None:
-                    count = index
-                    break
+            hashes = self._hashes(sequence, count)
+            count = self._groups[0].pool.count_leading(islice(hashes, count))
         while True:
             before = count
             for group in self._windowed:
@@ -322,7 +325,7 @@ class BlockManager:
             if index <= group.first_visible(num_tokens):
                 break
             index -= 1
-            if group.pool.find(self._block_hash(sequence, index)) is None:
+            if group.pool.find(self._hashes(sequence, index + 1)[index]) is None:
                 count = index
         return count
 
@@ -343,23 +346,23 @@ class BlockManager:
             tables.append([NULL_BLOCK] * first + table[first:num_blocks])
         return tables
 
-    def _block_hash(self, sequence: Sequence, index: int) -> bytes:
-        """The hash of all tokens up to the end of a full block, and of the salt.
+    def _hashes(self, sequence: Sequence, count: int) -> list[bytes]:
+        """At least the first `count` blocks' hashes of all tokens up to their ends, and the salt.
 
         Cryptographic, because a collision would show one prompt's content to another.
         """
         hashes = sequence.block_hashes
-        if len(hashes) <= index:
+        if len(hashes) < count:
             # All that are missing are packed at once: a prompt has many blocks.
             first = len(hashes) * self.block_size
-            token_ids = sequence.token_ids[first : (index + 1) * self.block_size]
+            token_ids = sequence.token_ids[first : count * self.block_size]
             packed = struct.pack(f"<{len(token_ids)}Q", *token_ids)
             parent = hashes[-1] if hashes else _hash(sequence.cache_salt.encode())
             block_bytes = 8 * self.block_size
             for start in range(0, len(packed), block_bytes):
                 parent = _hash(parent + packed[start : start + block_bytes])
                 hashes.append(parent)
-        return hashes[index]
+        return hashes
 
 
 def _hash(content: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """The blocks of one KV group: which are free, which are shared, which hold prefixes to keep."""
 
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 
 NULL_BLOCK = 0
 """Never handed out: unused entries of block tables and padded tokens point to it."""
@@ -105,6 +106,14 @@ class BlockPool:
         """The block that holds this content, if there is one."""
         block = self._cached.get(block_hash)
         return None if block is None else block.block_id
+
+    def find_all(self, hashes: Iterable[bytes]) -> list[int]:
+        """As `find`, of contents that are all there."""
+        return [self._cached[block_hash].block_id for block_hash in hashes]
+
+    def count_leading(self, hashes: Iterable[bytes]) -> int:
+        """How many contents, from the first on, there are blocks for."""
+        return sum(1 for _ in takewhile(self._cached.__contains__, hashes))
 
     def is_shared(self, block_id: int) -> bool:
         return self._blocks[block_id].ref_count > 1

@@ -4,10 +4,13 @@ The numbers are asked for by everything that lists models; the libraries of the 
 when a model is.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.checkpoint.folder import FolderHeader
-from octavo.checkpoint.header import CheckpointHeader
+from octavo.checkpoint.gguf import GGUFHeader
+from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_config_gguf import model_config_from_gguf
 from octavo.engine.model_config_hf import model_config_from_folder
@@ -17,6 +20,21 @@ from octavo.errors import UnsupportedModelError
 if TYPE_CHECKING:
     from octavo.engine.chat_template import ChatTemplate
     from octavo.engine.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointParts:
+    """What was read of a checkpoint before its weights; read only, for any thread."""
+
+    header: CheckpointHeader
+    model_config: ModelConfig
+    tokenizer: "Tokenizer"
+
+
+def read_parts(path: Path) -> CheckpointParts:
+    """Reads all but the weights; raises as `read_checkpoint`, `read_model_config`."""
+    header = read_checkpoint(path)
+    return CheckpointParts(header, read_model_config(header), read_tokenizer(header))
 
 
 def read_model_config(header: CheckpointHeader) -> ModelConfig:
@@ -42,12 +60,14 @@ def read_model_config(header: CheckpointHeader) -> ModelConfig:
 
 def read_tokenizer(header: CheckpointHeader) -> "Tokenizer":
     """Builds the tokenizer; raises as `read_model_config`."""
-    if isinstance(header, FolderHeader):
-        from octavo.engine.tokenizer_json import tokenizer_from_folder
-
-        return tokenizer_from_folder(header)
+    from octavo.engine.embedded_tokenizer import folder_inside
     from octavo.engine.tokenizer import tokenizer_from_gguf
+    from octavo.engine.tokenizer_json import tokenizer_from_folder
 
+    folder = header if isinstance(header, FolderHeader) else folder_inside(header)
+    if folder is not None:
+        return tokenizer_from_folder(folder)
+    assert isinstance(header, GGUFHeader)
     return tokenizer_from_gguf(header)
 
 

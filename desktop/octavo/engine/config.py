@@ -29,8 +29,9 @@ class EngineConfig:
     """Blocks of the KV cache; None: what the memory plan gives."""
     max_num_seqs: int = 64
     """Sequences that run at the same time."""
-    max_num_batched_tokens: int = 512
-    """Token budget of one step; longer prompts are prefilled in chunks of it."""
+    max_num_batched_tokens: int | None = None
+    """Token budget of one step; longer prompts are prefilled in chunks of it. None: what suits the
+    device."""
     max_model_len: int | None = None
     """Longest sequence in tokens; None: what the model was trained for."""
     enable_prefix_caching: bool = True
@@ -40,6 +41,12 @@ class EngineConfig:
     """Threads of those kernels; None: one for each core."""
     kernel_cache_dir: str | None = None
     """Where compiled kernels are kept; None: where Numba keeps what it compiles."""
+    tile_cache_dir: str | None = None
+    """Where weights are kept as those kernels read them, for the next load; None: nowhere."""
+    waits_for_kernels: bool = True
+    """Whether a load waits until the kernels are compiled; else torch answers until then."""
+    gpu_tuning_table: str | None = None
+    """What `octavo bench --tune` wrote about this machine's card; None: nothing."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

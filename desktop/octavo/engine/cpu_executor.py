@@ -10,6 +10,7 @@ import torch
 from octavo.engine.batch import StepInputs
 from octavo.engine.config import EngineConfig
 from octavo.engine.cpu_program import DecoderProgram
+from octavo.engine.executor import Draws
 from octavo.engine.kernels.cpu import attention, sampling
 from octavo.engine.kernels.cpu.limits import BLOCK_SIZE
 from octavo.engine.kernels.cpu.program import byte_buffer
@@ -17,9 +18,10 @@ from octavo.engine.kernels.cpu.simd import TIER
 from octavo.engine.kernels.cpu.step_arrays import StepArrays
 from octavo.engine.kernels.cpu.worker_threads import WorkerThreads
 from octavo.engine.kv_groups import kv_groups
-from octavo.engine.memory import PROMPT_LOGPROB_ROWS, MemoryPlan
+from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder
+from octavo.engine.step_memory import PROMPT_LOGPROB_ROWS
 
 _NO_ROWS = np.zeros(0, dtype=np.int64)
 
@@ -62,14 +64,14 @@ class CPUExecutor:
             self._pages.append(byte_buffer(num_bytes).view(torch.float16).view(*shape, size))
         max_rows = max(
             PROMPT_LOGPROB_ROWS,
-            min(engine_config.max_num_seqs, engine_config.max_num_batched_tokens),
+            min(engine_config.max_num_seqs, plan.max_num_batched_tokens),
         )
         self._program = DecoderProgram(
             decoder,
             config,
             groups,
             self._pages,
-            max_tokens=engine_config.max_num_batched_tokens,
+            max_tokens=plan.max_num_batched_tokens,
             max_rows=max_rows,
             num_threads=num_threads,
         )
@@ -115,14 +117,12 @@ class CPUExecutor:
         self._start(inputs, taken=inputs.logits_indices)
         return self._program.rows[: len(inputs.logits_indices)]
 
-    def choose(
-        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
-    ) -> "ChosenTokens":
+    def choose(self, hidden: torch.Tensor, draws: Draws) -> "ChosenTokens":
+        assert not draws.top_ks, "only plain sequences are launched"
         step = self._step
-        assert len(hidden) == len(temperatures)
-        step.want_tokens(temperatures, keys)
+        step.want_tokens(draws.temperatures, draws.keys)
         step.last_program = self._program.logits_of_rows.start(self._threads, step.address, step)
-        return ChosenTokens(self._threads, step, len(temperatures))
+        return ChosenTokens(self._threads, step, len(hidden))
 
     def _start(self, inputs: StepInputs, *, taken: npt.NDArray[Any]) -> None:
         """Lets the threads begin with the layers of a step."""

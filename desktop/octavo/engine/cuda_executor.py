@@ -1,14 +1,17 @@
 """`CudaExecutor`: a decoder on an NVIDIA card, by Triton kernels and CUDA graphs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
 from octavo.engine.attention.base import AttentionMetadata, WindowTables
 from octavo.engine.attention.triton_attention import TritonAttention
-from octavo.engine.batch import DecodeStep, StepInputs
+from octavo.engine.batch import DecodeStep, PersistentBatch, StepInputs
 from octavo.engine.decode_graphs import ChosenTokens, DecodeGraphs
-from octavo.engine.kernels.triton.decode_attention import DecodeShape
+from octavo.engine.executor import Draws
+from octavo.engine.kernels.triton.attention_tiling import load_tilings
+from octavo.engine.kernels.triton.decode_attention import DecodeShape, padded_head_dim
 from octavo.engine.kernels.triton.decode_inputs import rotate_positions
 from octavo.engine.kernels.triton.heads import HeadRotation
 from octavo.engine.kernels.triton.launch import overlaps_launches
@@ -17,7 +20,10 @@ from octavo.engine.kv_groups import kv_groups, num_blocks_for
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import DTYPES, Decoder
-from octavo.engine.models.fused_decoder import FusedDecoder, MakeMatrix
+from octavo.engine.models.fused_decoder import FusedDecoder
+from octavo.engine.sampling_params import SamplingParams
+from octavo.engine.sequence import ScheduledBatch, ScheduledSequence
+from octavo.engine.sequence import Sequence as TokenSequence
 from octavo.engine.staging import stage
 
 
@@ -34,9 +40,10 @@ class CudaExecutor:
         *,
         max_num_seqs: int,
         reason: str = "",
-        make_matrix: MakeMatrix | None = None,
+        tuning_table: Path | None = None,
+        await_weights: Callable[[], object] = lambda: None,
     ) -> None:
-        """Allocates the KV cache and captures the decode steps.
+        """Allocates the KV cache, compiles the kernels and captures the decode steps.
 
         Args:
             model: loaded, as `build_model` made it for the same plan.
@@ -44,7 +51,9 @@ class CudaExecutor:
             plan: says device, data type and the size of the cache.
             max_num_seqs: the most sequences of a step.
             reason: why this executor was chosen.
-            make_matrix: how linear layers are multiplied by; None: as the model holds them.
+            tuning_table: of this machine's own card; None: there is none.
+            await_weights: returns when the model's weights have been read. Until then kernels are
+                compiled, which asks only where the weights are.
 
         Raises:
             InsufficientMemoryError: the cache could not be allocated.
@@ -73,11 +82,11 @@ class CudaExecutor:
             self._device,
             max_model_len=plan.max_model_len,
             overlap=overlap,
+            tilings=load_tilings(plan.device.name, padded_head_dim(config.head_dim), tuning_table),
         )
         with torch.inference_mode():
-            self._fused = FusedDecoder(model, config, overlap=overlap, make_matrix=make_matrix)
+            self._fused = FusedDecoder(model, config, overlap=overlap)
             self._graphs = DecodeGraphs(
-                model,
                 self._fused,
                 config,
                 self._kv_cache,
@@ -87,6 +96,11 @@ class CudaExecutor:
                 max_blocks=num_blocks_for(plan.max_model_len, plan.block_size),
                 captures=self._device.type == "cuda" and self._fused.can_be_captured,
             )
+        if self._device.type == "cuda" and self._fused.can_be_captured:
+            self._graphs.warm_up()
+            self._warm_up_prompts(plan)
+        await_weights()
+        self._graphs.capture()
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -131,7 +145,7 @@ class CudaExecutor:
         )
         if inputs.token_ids[: inputs.num_decode].min(initial=0) < 0:
             token_ids = self._graphs.resolve(token_ids)
-        hidden = self._model.model.embed_tokens(token_ids)
+        hidden = self._fused.embed(token_ids)
         return self._fused.run(
             hidden,
             self._rotations(positions),
@@ -143,13 +157,27 @@ class CudaExecutor:
     def decode(self, step: DecodeStep) -> torch.Tensor:
         return self._graphs.run(step.packed, step.stale_rows, step.stale_tables)
 
-    def choose(
-        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
-    ) -> ChosenTokens:
-        return self._graphs.choose(hidden, temperatures, keys)
+    def choose(self, hidden: torch.Tensor, draws: Draws) -> ChosenTokens:
+        return self._graphs.choose(hidden, draws)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._model.finish_logits(self._fused.project(hidden))
+
+    @torch.inference_mode()
+    def _warm_up_prompts(self, plan: MemoryPlan) -> None:
+        """Computes a fresh prompt and one that goes on, on blocks that nobody has yet."""
+        num_tokens = plan.block_size // 2
+        if min(plan.num_group_blocks) < 3 or num_tokens == 0:
+            return
+        batch = PersistentBatch(2, plan.max_model_len, plan.block_size, windows=self._windows)
+        scheduled = []
+        for index, start in enumerate((0, num_tokens)):
+            token_ids = (0,) * (start + num_tokens)
+            sequence = TokenSequence(index, "", 0, token_ids, SamplingParams(), seed=0)
+            sequence.block_tables = [[1 + index] for _ in self._windows]
+            scheduled.append(ScheduledSequence(sequence, start, num_tokens))
+        hidden = self.forward_sampled(batch.prepare(ScheduledBatch(tuple(scheduled))))
+        self.choose(hidden, Draws((0.0, 0.0), (0, 0))).token_ids()
 
     def _rotations(self, positions: torch.Tensor) -> list[HeadRotation]:
         rotations = []

@@ -1,13 +1,15 @@
 """`DecodeGraphs`: decode steps as CUDA graphs, one for each size of batch.
 
 A step is two graphs: from the tokens to the last hidden states, and from these to the next tokens.
-Where the host has a part in sampling, the second is left out.
+Where tokens are left out of the draw, the second's kernels are launched one by one, with those that
+find out which; where the host has a part in sampling, it is left out.
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf, log
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,17 @@ import torch
 
 from octavo.engine.attention.base import AttentionMetadata, WindowTables
 from octavo.engine.attention.triton_attention import TritonAttention, TritonAttentionStep
+from octavo.engine.executor import Draws
 from octavo.engine.kernels.triton.decode_inputs import DecodeInputs, begin_step
 from octavo.engine.kernels.triton.heads import HeadRotation
+from octavo.engine.kernels.triton.row_logits import MASK_BITS, LogitRows, TokenMasks
 from octavo.engine.kernels.triton.sampling import choose_tokens
+from octavo.engine.kernels.triton.truncation import Truncation
 from octavo.engine.kv_cache import KVCache
-from octavo.engine.memory import decode_graph_sizes
 from octavo.engine.model_config import ModelConfig
-from octavo.engine.models.decoder import Decoder
 from octavo.engine.models.fused_decoder import FusedDecoder
 from octavo.engine.staging import stage
+from octavo.engine.step_memory import decode_graph_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +41,8 @@ class _Step:
 
     run_layers: Callable[[], None]
     run_head: Callable[[], None]
+    captured: "_Step | None" = None
+    """What graphs were made of. They write to its tensors, and do not keep them."""
 
 
 class ChosenTokens:
@@ -59,7 +65,6 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        model: Decoder,
         fused: FusedDecoder,
         config: ModelConfig,
         kv_cache: KVCache,
@@ -70,11 +75,10 @@ class DecodeGraphs:
         max_blocks: int,
         captures: bool,
     ) -> None:
-        """Allocates the buffers and captures the graphs.
+        """Allocates the buffers; `warm_up` and `capture` make the graphs.
 
         Args:
-            model: for its embedding.
-            fused: its layers.
+            fused: the model's layers.
             config: its numbers.
             kv_cache: of this model's shape.
             attention: the backend.
@@ -83,7 +87,6 @@ class DecodeGraphs:
             max_blocks: of a sequence.
             captures: whether steps can be captured; otherwise their kernels are launched each time.
         """
-        self._embedding = model.model.embed_tokens
         self._fused = fused
         self._config = config
         self._kv_cache = kv_cache
@@ -113,6 +116,8 @@ class DecodeGraphs:
         # By the rows of `PersistentBatch`.
         self._tables = zeros(num_groups, max_num_seqs, max_blocks, dtype=torch.int32)
         self._is_greedy = True
+        # Of `Draws`, a row each; made when first asked for. The first lets every token come.
+        self._mask_words: torch.Tensor | None = None
         is_cuda = device.type == "cuda"
         self._host_packed = [
             torch.zeros(len(self._packed), dtype=torch.int32, pin_memory=is_cuda)
@@ -124,21 +129,53 @@ class DecodeGraphs:
         ]
         self._turn = self._sampled_turn = 0
         self._sizes = decode_graph_sizes(max_num_seqs)
-        self._steps: dict[int, _Step] = {}
-        started_at = time.perf_counter()
-        pool = torch.cuda.graph_pool_handle() if captures else None
+        # The largest first: the smaller ones find room in its memory.
+        self._steps = {size: self._make_step(size) for size in reversed(self._sizes)}
         # One for all captures: torch's matrix library keeps a workspace for each stream.
         self._capture_stream = torch.cuda.Stream(device) if captures else None  # type: ignore[no-untyped-call]
-        # The largest first: the smaller ones find room in its memory.
-        for size in reversed(self._sizes):
-            self._steps[size] = self._make_step(size, pool)
-        if captures:
-            torch.cuda.synchronize(device)
-            logger.info(
-                "Captured decode steps of %d sizes in %.2f s",
-                len(self._sizes),
-                time.perf_counter() - started_at,
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Runs every step once, so that kernels are compiled and libraries have their memory.
+
+        The weights may still be on their way: it is padding that is computed.
+        """
+        stream = self._capture_stream
+        if stream is None:
+            return
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for size, step in self._steps.items():
+                self._pad(size)
+                step.run_layers()
+                step.run_head()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Makes graphs of all steps, after `warm_up`; nobody else may use the device meanwhile."""
+        if self._capture_stream is None:
+            return
+        started_at = time.perf_counter()
+        pool = torch.cuda.graph_pool_handle()
+        for size, step in self._steps.items():
+            self._pad(size)
+            self._steps[size] = _Step(
+                self._capture(step.run_layers, pool),
+                self._capture(step.run_head, pool),
+                captured=step,
             )
+        torch.cuda.synchronize(self._device)
+        logger.info(
+            "Captured decode steps of %d sizes in %.2f s",
+            len(self._sizes),
+            time.perf_counter() - started_at,
+        )
+
+    def _pad(self, size: int) -> None:
+        """Makes every row padding: nothing is written to the cache."""
+        self._packed.zero_()
+        self._packed[2 * size : 3 * size] = -1
 
     @torch.inference_mode()
     def run(
@@ -174,13 +211,13 @@ class DecodeGraphs:
         return torch.where(token_ids < 0, chosen.long(), token_ids)
 
     @torch.inference_mode()
-    def choose(
-        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
-    ) -> ChosenTokens:
+    def choose(self, hidden: torch.Tensor, draws: Draws) -> ChosenTokens:
         """As `DeviceExecutor.choose`."""
         num_rows = len(hidden)
-        self._set_sampling(temperatures, keys)
-        if hidden.data_ptr() == self._normed.data_ptr():
+        self._set_sampling(draws.temperatures, draws.keys)
+        if draws.top_ks or draws.masks:
+            self._choose(hidden, num_rows, draws)
+        elif hidden.data_ptr() == self._normed.data_ptr():
             self._steps[self._size_for(num_rows)].run_head()
         else:
             self._choose(hidden, num_rows)
@@ -214,18 +251,50 @@ class DecodeGraphs:
         self._temperatures[: len(temperatures)].copy_(staged[0])
         self._keys[: len(keys)].copy_(staged[1])
 
-    def _choose(self, hidden: torch.Tensor, num_rows: int) -> None:
-        choose_tokens(
+    def _choose(self, hidden: torch.Tensor, num_rows: int, draws: Draws | None = None) -> None:
+        truncation = masks = None
+        if draws is not None:
+            truncation, masks = self._restrictions(draws)
+        rows = LogitRows(
             self._fused.project(hidden),
+            self._config.logits_scale,
+            self._config.final_softcap or 0.0,
+            masks,
+        )
+        choose_tokens(
+            rows,
             self._temperatures[:num_rows],
             self._keys[:num_rows],
             self._sampled[:num_rows],
-            logits_scale=self._config.logits_scale,
-            softcap=self._config.final_softcap,
+            truncation=truncation,
             overlap=self._attention.overlap,
         )
 
-    def _make_step(self, size: int, pool: Any) -> _Step:
+    def _restrictions(self, draws: Draws) -> tuple[Truncation | None, TokenMasks | None]:
+        """What of the vocabulary each row leaves out, on the device."""
+        top_ks, top_ps, min_ps, mask_rows = stage(
+            [
+                np.array(draws.top_ks, dtype=np.int32),
+                np.array(draws.top_ps, dtype=np.float32),
+                np.array([log(one) if one else -inf for one in draws.min_ps], dtype=np.float32),
+                np.array(draws.masks, dtype=np.int32),
+            ],
+            self._device,
+        )
+        truncation = Truncation(top_ks, top_ps, min_ps) if draws.top_ks else None
+        if not draws.masks:
+            return truncation, None
+        if self._mask_words is None:
+            num_words = -(-self._config.vocab_size // MASK_BITS)
+            shape = 1 + self._max_num_seqs, num_words
+            self._mask_words = torch.full(shape, -1, dtype=torch.int32, device=self._device)
+        if draws.new_masks:
+            numbers = np.array(list(draws.new_masks), dtype=np.int64)
+            places, words = stage([numbers, np.stack(list(draws.new_masks.values()))], self._device)
+            self._mask_words.index_copy_(0, places, words)
+        return truncation, TokenMasks(self._mask_words, mask_rows)
+
+    def _make_step(self, size: int) -> _Step:
         num_groups = len(self._windows)
         inputs = DecodeInputs(
             packed=self._packed[: (3 + num_groups) * size].view(3 + num_groups, size),
@@ -241,20 +310,20 @@ class DecodeGraphs:
             token_ids=self._token_ids[:size],
         )
         step = self._attention_step(inputs, size)
-        is_packed = self._embedding.packed is not None
+        embedding = self._fused.embedding
 
         def run_layers() -> None:
             begin_step(
                 inputs,
-                None if is_packed else self._embedding.weight,
+                embedding.dense,
                 self._tables,
                 self._fused.rotation_rules,
                 block_size=self._attention.shape.block_size,
-                embedding_scale=self._embedding.scale,
+                embedding_scale=embedding.scale,
                 overlap=self._attention.overlap,
             )
-            if is_packed:
-                inputs.hidden.copy_(self._embedding(inputs.token_ids))
+            if embedding.dense is None:
+                embedding.look_up(inputs.token_ids, inputs.hidden)
             self._fused.run(
                 inputs.hidden,
                 inputs.rotations,
@@ -266,11 +335,7 @@ class DecodeGraphs:
         def run_head() -> None:
             self._choose(self._normed[:size], size)
 
-        if pool is None:
-            return _Step(run_layers, run_head)
-        # Padding alone: nothing is written to the cache.
-        self._packed.view(-1)[2 * size : 3 * size] = -1
-        return _Step(self._capture(run_layers, pool), self._capture(run_head, pool))
+        return _Step(run_layers, run_head)
 
     def _attention_step(self, inputs: DecodeInputs, size: int) -> TritonAttentionStep:
         others = (window for window in self._windows[1:] if window is not None)
@@ -293,14 +358,7 @@ class DecodeGraphs:
         )
 
     def _capture(self, run: Callable[[], None], pool: Any) -> Callable[[], None]:
-        """Runs once, so that kernels are compiled and libraries have their memory, then records."""
-        stream = self._capture_stream
-        assert stream is not None
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            run()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
+        with torch.cuda.graph(graph, pool=pool, stream=self._capture_stream):
             run()
         return graph.replay

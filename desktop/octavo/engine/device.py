@@ -13,6 +13,8 @@ from octavo.engine.config import EngineConfig
 from octavo.errors import InvalidSettingsError, ResourceError
 
 MIN_COMPUTE_CAPABILITY = (7, 5)
+MIN_TRITON_CAPABILITY = (8, 0)
+"""What our kernels for NVIDIA cards need."""
 CGROUP = Path("/sys/fs/cgroup")
 CPU_LIST = Path("/proc/cpuinfo")
 

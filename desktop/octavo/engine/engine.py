@@ -1,14 +1,16 @@
 """`Engine`: requests in, deltas out, one step at a time. Synchronous, for one thread; no torch."""
 
 import hashlib
+import logging
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from octavo.engine.block_manager import BlockManager
 from octavo.engine.detokenizer import IncrementalDetokenizer
+from octavo.engine.load_report import LoadReport
 from octavo.engine.request import (
     EngineStats,
     FinishReason,
@@ -22,7 +24,10 @@ from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, StepOutput
 from octavo.engine.sequence import Sequence as TokenSequence
 from octavo.engine.token_rules import make_token_rules
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import InvalidRequestError
+from octavo.errors import DeviceMemoryError, InvalidRequestError, OctavoError
+from octavo.jobs import JobControl
+
+logger = logging.getLogger(__name__)
 
 
 class Runner(Protocol):
@@ -33,6 +38,12 @@ class Runner(Protocol):
 
     def release(self, sequence: TokenSequence) -> None:
         """Frees what the runner keeps for a sequence that finished or was preempted."""
+
+    def recover(self, sequences: Iterable[TokenSequence]) -> None:
+        """After a step of these sequences that failed: all they hold is made anew by the next."""
+
+    def close(self) -> None:
+        """Gives back the model's memory; no step may follow."""
 
 
 class LaunchedStep(Protocol):
@@ -49,8 +60,28 @@ class LaunchingRunner(Runner, Protocol):
     def launch(self, batch: ScheduledBatch) -> LaunchedStep | None:
         """Begins a step; None, and nothing is done, if the host has a part in sampling it."""
 
+    def suits(self, sequence: TokenSequence) -> bool:
+        """Whether a sequence's tokens can be chosen without the host."""
+
     def launch_following(self, batch: ScheduledBatch) -> LaunchedStep:
         """Begins the step after the one launched last, as `schedule_following` planned it."""
+
+
+class Upgrade(Protocol):
+    """A faster runner in the making for an engine that answers already."""
+
+    def prepare(self, control: JobControl) -> None:
+        """Makes the runner; blocking, on a thread of its own.
+
+        Raises:
+            JobCancelled: `control` was cancelled.
+        """
+
+    def apply(self) -> LoadReport:
+        """Lets the engine go on with it; between two steps, on the engine's thread."""
+
+    def give_up(self, error: OctavoError) -> LoadReport:
+        """Says that it could not be made, and that the engine stays as it is."""
 
 
 @dataclass(slots=True)
@@ -100,8 +131,15 @@ class Engine:
         self._block_manager = block_manager
         self._max_model_len = max_model_len
         self._clock = clock
+        self.upgrade: Upgrade | None = None
+        """What whoever steps this engine prepares beside it and then applies; None: nothing."""
+        # Since when the device computes without a break, and how much so far.
+        self._busy_since: float | None = None
+        self._busy_work = 0.0
         self._running: dict[str, _Running] = {}
         self._next_sequence_id = 0
+        # Whether the latest step found too little memory.
+        self._is_short_of_memory = False
         self._num_steps = 0
         self._prompt_tokens_computed = 0
         self._output_tokens = 0
@@ -158,29 +196,49 @@ class Engine:
 
         After a failed step the cache may hold blocks that were only half written.
         """
-        self._ahead = None
+        self._ahead = self._busy_since = None
+        self._busy_work = 0.0
         deltas: list[GenerationDelta] = []
-        for request_id, running in tuple(self._running.items()):
-            self._running.pop(request_id)
-            for sequence in self._scheduler.abort(request_id):
-                self._runner.release(sequence)
-            deltas += [
-                self._last_delta(running, completion, FinishReason.ERROR, error=error)
-                for completion in running.completions
-            ]
+        for request_id in tuple(self._running):
+            deltas += self._fail(request_id, error)
         self._block_manager.reset_prefix_cache()
         return deltas
+
+    def switch_runner(self, runner: Runner) -> None:
+        """Goes on with another runner from the next step; its KV cache holds nothing yet.
+
+        Whoever runs is preempted and computes its tokens anew, so no token is lost or chosen again.
+
+        Args:
+            runner: of the same model; its blocks have the same numbers and sizes in tokens.
+        """
+        assert self._ahead is None, "a step runs on the present runner"
+        for sequence in self._scheduler.preempt_all():
+            self._runner.release(sequence)
+        self._block_manager.reset_prefix_cache()
+        self._runner = runner
+        self._launcher = runner if isinstance(runner, LaunchingRunner) else None
+
+    def close(self) -> None:
+        """Gives back the model's memory; no step may follow."""
+        self._runner.close()
 
     def step(self) -> list[GenerationDelta]:
         """Schedules, runs and samples one batch.
 
         Where the runner's device chooses tokens by itself, the next step is begun before this
         one's tokens are read: the device goes on while the host does the rest.
+
+        A step that finds no memory is tried once more in a smaller size; then the requests that
+        asked for it fail, and the others go on.
+
+        Raises:
+            DeviceLostError: nothing can be computed any more.
         """
         ahead, self._ahead = self._ahead, None
         if ahead is not None and not all(one.sequence.is_finished for one in ahead[0].sequences):
             batch, launched = ahead
-            return self._take(batch, self._await(batch, launched))
+            return self._compute(batch, lambda: self._await(batch, launched))
         batch = self._scheduler.schedule()
         for sequence in (*batch.preempted, *batch.finished):
             self._runner.release(sequence)
@@ -188,21 +246,70 @@ class Engine:
         if not batch.sequences:
             return deltas
         self._note_scheduled(batch)
+        if self._busy_since is None:
+            self._busy_since = self._clock()
+        return deltas + self._compute(batch, lambda: self._execute(batch))
+
+    def _compute(
+        self, batch: ScheduledBatch, run: Callable[[], StepOutput]
+    ) -> list[GenerationDelta]:
+        """Runs a step, and takes in what it gives or what it lacks."""
+        try:
+            output = run()
+        except DeviceMemoryError as error:
+            return self._do_without(batch, error)
+        self._is_short_of_memory = False
+        return self._take(batch, output)
+
+    def _execute(self, batch: ScheduledBatch) -> StepOutput:
         begun = None if self._launcher is None else self._launcher.launch(batch)
-        output = self._runner.execute(batch) if begun is None else self._await(batch, begun)
-        return deltas + self._take(batch, output)
+        return self._runner.execute(batch) if begun is None else self._await(batch, begun)
 
     def _await(self, batch: ScheduledBatch, launched: LaunchedStep) -> StepOutput:
         """Begins the step after a launched one, if it can be planned, then waits for this one."""
-        following = self._scheduler.schedule_following(batch)
+        assert self._launcher is not None
+        following = self._scheduler.schedule_following(batch, self._launcher.suits)
         if following is not None:
-            assert self._launcher is not None
-            self._note_scheduled(following)
-            self._ahead = following, self._launcher.launch_following(following)
+            try:
+                self._ahead = following, self._launcher.launch_following(following)
+                self._note_scheduled(following)
+            except DeviceMemoryError as error:
+                # The step that runs is not touched by it.
+                self._make_room(following, error)
         return launched.result()
+
+    def _do_without(self, batch: ScheduledBatch, error: DeviceMemoryError) -> list[GenerationDelta]:
+        """After a step that found no memory: tries once more, then fails who asked for it."""
+        was_short, self._is_short_of_memory = self._is_short_of_memory, True
+        self._make_room(batch, error)
+        if not was_short:
+            return []
+        self._is_short_of_memory = False
+        asking = _asking_for_memory(batch.sequences)
+        request_ids = dict.fromkeys(one.sequence.request_id for one in asking)
+        return [delta for one in request_ids for delta in self._fail(one, error)]
+
+    def _make_room(self, batch: ScheduledBatch, error: DeviceMemoryError) -> None:
+        """Frees what a failed step held; steps with prompts are smaller from now on."""
+        logger.warning("A step of %d tokens found no memory: %s", batch.num_tokens, error)
+        self._ahead = self._busy_since = None
+        self._busy_work = 0.0
+        self._runner.recover([item.sequence for item in batch.sequences])
+        if any(item.num_tokens > 1 for item in batch.sequences):
+            self._scheduler.pace.lower(batch.num_tokens // 2)
+
+    def _fail(self, request_id: str, error: Exception) -> list[GenerationDelta]:
+        running = self._running.pop(request_id)
+        for sequence in self._scheduler.abort(request_id):
+            self._runner.release(sequence)
+        return [
+            self._last_delta(running, completion, FinishReason.ERROR, error=error)
+            for completion in running.completions
+        ]
 
     def _take(self, batch: ScheduledBatch, output: StepOutput) -> list[GenerationDelta]:
         """Hands out what a step computed."""
+        self._note_pace(batch, output)
         self._scheduler.update(batch, output.tokens)
         self._num_steps += 1
         deltas = []
@@ -213,6 +320,17 @@ class Engine:
             if delta is not None:
                 deltas.append(delta)
         return deltas
+
+    def _note_pace(self, batch: ScheduledBatch, output: StepOutput) -> None:
+        """Measures steps by when their tokens come: one without any may not be over yet."""
+        if batch.num_tokens > len(batch.sequences):
+            self._busy_work += self._scheduler.pace.work(batch)
+        if not output.tokens or self._busy_since is None:
+            return
+        now = self._clock()
+        self._scheduler.pace.note(self._busy_work, now - self._busy_since)
+        self._busy_work = 0.0
+        self._busy_since = None if self._ahead is None else now
 
     def stats(self) -> EngineStats:
         blocks = self._block_manager
@@ -390,6 +508,13 @@ def _prompt_logprobs(running: _Running) -> tuple[TokenLogprob | None, ...] | Non
     if running.request.sampling_params.prompt_logprobs is None:
         return None
     return (None, *running.prompt_logprobs[: len(running.request.prompt_token_ids) - 1])
+
+
+def _asking_for_memory(scheduled: Sequence[ScheduledSequence]) -> Sequence[ScheduledSequence]:
+    """Who needs more than a token's step does: prompts, or else special sampling, or else all."""
+    live = [item for item in scheduled if not item.sequence.is_finished]
+    prompts = [item for item in live if item.num_tokens > 1]
+    return prompts or [item for item in live if not item.sequence.is_plain] or live
 
 
 def _completion_seed(seed: int, index: int) -> int:

@@ -3,26 +3,22 @@
 import importlib.util
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 
 from octavo.engine.config import EngineConfig
-from octavo.engine.device import Device
+from octavo.engine.device import MIN_TRITON_CAPABILITY, Device
 from octavo.engine.executor import Executor
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder
+from octavo.engine.step_memory import MAX_TRITON_HEAD_DIM
 from octavo.engine.torch_executor import TorchExecutor
-
-if TYPE_CHECKING:
-    from octavo.engine.models.fused_decoder import MakeMatrix
 
 logger = logging.getLogger(__name__)
 
-_MIN_TRITON_CAPABILITY = (8, 0)
 _MIN_FLOAT8_CAPABILITY = (8, 9)
-_MAX_HEAD_DIM = 256
 
 
 def choose_executor(
@@ -31,18 +27,27 @@ def choose_executor(
     plan: MemoryPlan,
     config: EngineConfig,
     *,
-    make_matrix: "MakeMatrix | None" = None,
+    await_weights: Callable[[], object] = lambda: None,
 ) -> Executor:
-    """Makes the fastest executor that can run a loaded model on the plan's device.
+    """Makes the fastest executor that can run a model on the plan's device.
+
+    Args:
+        model: loaded, or being loaded.
+        model_config: its numbers.
+        plan: for it.
+        config: what was asked for.
+        await_weights: returns when the model is loaded.
 
     Raises:
         InsufficientMemoryError: its KV cache could not be allocated.
     """
     if plan.device.kind != "cuda":
+        await_weights()
         return TorchExecutor(model, model_config, plan)
     refusal = triton_refusal(plan.device, model_config.head_dim, plan.kv_dtype)
     if refusal:
         logger.warning("%s Plain torch is used.", refusal)
+        await_weights()
         return TorchExecutor(model, model_config, plan, reason=f"{refusal} Plain torch is used.")
     from octavo.engine.cuda_executor import CudaExecutor
 
@@ -52,7 +57,8 @@ def choose_executor(
         plan,
         max_num_seqs=config.max_num_seqs,
         reason=f"Triton builds kernels for {plan.device.name}.",
-        make_matrix=make_matrix,
+        await_weights=await_weights,
+        tuning_table=None if config.gpu_tuning_table is None else Path(config.gpu_tuning_table),
     )
 
 
@@ -72,13 +78,13 @@ def triton_refusal(
         probe: builds and runs a kernel and says what went wrong; None: the real one.
     """
     capability = device.compute_capability
-    if capability is not None and capability < _MIN_TRITON_CAPABILITY:
+    if capability is not None and capability < MIN_TRITON_CAPABILITY:
         return (
             f"{device.name} has compute capability {capability[0]}.{capability[1]}; Triton's"
             " kernels need 8.0."
         )
-    if head_dim > _MAX_HEAD_DIM:
-        return f"The heads have {head_dim} channels; our kernels take up to {_MAX_HEAD_DIM}."
+    if head_dim > MAX_TRITON_HEAD_DIM:
+        return f"The heads have {head_dim} channels; our kernels take up to {MAX_TRITON_HEAD_DIM}."
     is_float8 = kv_dtype == "float8_e4m3"
     if is_float8 and capability is not None and capability < _MIN_FLOAT8_CAPABILITY:
         return (

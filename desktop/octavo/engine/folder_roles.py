@@ -10,8 +10,8 @@ from octavo.engine.tokenizer import END_OF_TURN
 from octavo.errors import CheckpointError
 
 TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
+EMBEDDING_WEIGHT: Final = "model.embed_tokens.weight"
 
-_EMBEDDING: Final = "model.embed_tokens.weight"
 _MAX_VOCABULARY: Final = 1 << 24
 _NAMED: Final = (
     "bos_token",
@@ -33,7 +33,7 @@ class FolderRoles:
         self.config: Mapping[str, Any] = config or {}
         self._is_silent = config is None
         self._fallback = header.read_json("special_tokens_map.json") or {}
-        embedding = header.tensors.get(_EMBEDDING)
+        embedding = header.tensors.get(EMBEDDING_WEIGHT)
         self.vocab_size = embedding.shape[0] if embedding is not None else _MAX_VOCABULARY
         """Rows of the model's matrix; many more than any has if that is not known."""
 

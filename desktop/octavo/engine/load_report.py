@@ -19,5 +19,7 @@ class LoadReport:
     """Why that, as a sentence."""
     weights_note: str
     """How the weights lie in memory, as a sentence."""
+    is_temporary: bool = False
+    """Whether something faster is being prepared; another report will follow."""
     left_out_note: str = ""
     """What of the checkpoint is not used, as a sentence; empty: nothing."""

@@ -4,16 +4,24 @@ import dataclasses
 import operator
 from dataclasses import dataclass
 
-from octavo.checkpoint.weight_format import Layout
 from octavo.engine.config import EngineConfig
-from octavo.engine.device import Device
+from octavo.engine.device import MIN_TRITON_CAPABILITY, Device
+from octavo.engine.gpu_formats import multiplies_packed
 from octavo.engine.kv_groups import KVGroup, kv_groups, most_window_blocks, num_blocks_for
 from octavo.engine.model_config import ModelConfig, StoredSizes
+from octavo.engine.step_memory import (
+    BYTES_PER_ELEMENT,
+    CPU_STEP_TOKENS,
+    KV_BYTES,
+    decode_graph_sizes,
+    graph_bytes,
+    step_tokens,
+    unpacking_bytes,
+    workspace_bytes,
+)
 from octavo.errors import InsufficientMemoryError
 from octavo.units import format_bytes, format_count
 
-BYTES_PER_ELEMENT = {"float32": 4, "bfloat16": 2, "float16": 2}
-_KV_BYTES = {**BYTES_PER_ELEMENT, "float8_e4m3": 1, "int8": 1}
 _KV_SCALE_BYTES = {"int8": 2}
 """For each token and head, beside what is scaled."""
 MIN_CONTEXT_TOKENS = 512
@@ -21,33 +29,14 @@ MIN_CONTEXT_TOKENS = 512
 DEFAULT_CPU_SEQUENCES = 4
 """Full-length sequences the default cache holds on the CPU, memory permitting."""
 
-# What the plain-torch path holds at most at one time; the modules that hold it read it here.
-MAX_GATHERED_TOKENS = 8192
-"""Cached tokens gathered for one attention call, unless a single sequence is longer."""
-MAX_ATTENTION_SCORES = 2**25
-"""Query-key pairs times heads of one attention call of a prefill chunk."""
-UNPACKED_SLAB_ELEMENTS = 2**19
-"""Values of a packed matrix that are unpacked at a time, unless a single row is longer."""
-UNPACKED_DEVICE_SLAB_ELEMENTS = 2**23
-"""The same on an accelerator, where few large steps are faster."""
-PROMPT_LOGPROB_ROWS = 64
-"""Prompt positions projected onto the vocabulary at a time."""
-_INTEGER_LAYOUTS = (Layout.PACKED_INTEGERS, Layout.GPTQ, Layout.AWQ)
-SAMPLED_ROWS = 4
-"""Sequences that draw a random token at a time."""
-_UNPACKING_BYTES_PER_ELEMENT = 36
-"""Integers, scales of each value and products, in the widest of the formats: 3-bit GPTQ."""
-_SAMPLER_BYTES_PER_LOGIT = 40
-_LIBRARY_BYTES = 48 * 2**20
-"""What torch and its matrix libraries keep for themselves once they have run."""
-
 _WEIGHTS, _UNPACKED_WEIGHTS = "Weights", "Unpacked weights"
-_GRAPH_BYTES = 8 * 2**20
-"""What the driver keeps for one captured step."""
-_CAPTURE_LIBRARY_BYTES = 64 * 2**20
-"""The matrix libraries' workspace on the stream that steps are captured on."""
+KV_CACHE, RESERVE = "KV cache", "Reserve"
+"""Names of items of a plan."""
 
 _GIB = 2**30
+_CONTEXT_BYTES = 5 * 2**27
+"""What the CUDA driver takes for a process, with the code of kernels: as measured on an H200."""
+_MOST_RESERVED_BYTES = 2 * _GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +59,8 @@ class MemoryPlan:
     """Of the first KV group; includes block 0, the null block, which holds no tokens."""
     block_size: int
     max_model_len: int
+    max_num_batched_tokens: int = CPU_STEP_TOKENS
+    """Token budget of one step."""
     remedies: tuple[str, ...] = ()
     """What would make it fit, as sentences; empty if it fits."""
     num_window_blocks: tuple[int, ...] = ()
@@ -131,15 +122,6 @@ class MemoryPlan:
         )
 
 
-def decode_graph_sizes(max_num_seqs: int) -> tuple[int, ...]:
-    """Rows of the decode steps that are captured; a step takes the next larger size.
-
-    Close together where a row costs time, further apart where the weights' reading hides it.
-    """
-    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 32), *range(256, max_num_seqs, 64)]
-    return *(size for size in sizes if size < max_num_seqs), max_num_seqs
-
-
 def plan_memory(model: ModelConfig, config: EngineConfig, device: Device) -> MemoryPlan:
     """Plans a load: data type, how the weights lie, size of the KV cache, and the sum of it all.
 
@@ -161,24 +143,20 @@ def _packings(model: ModelConfig, config: EngineConfig, device: Device) -> tuple
 
     Plain torch unpacks a packed matrix anew each time it multiplies, which takes several times as
     long as the product. So unpacked weights are better wherever there is room for them, but for
-    those in four bits that a GPU's kernels multiply by as they are.
+    those that a GPU's kernels multiply by as they are.
     """
     if config.weights == "auto":
-        return (True, False) if _has_gpu_kernels(model, device) else (False, True)
+        return (True, False) if _has_gpu_kernels(model, config, device) else (False, True)
     return (config.weights == "packed",)
 
 
-def _has_gpu_kernels(model: ModelConfig, device: Device) -> bool:
-    linear = None if model.weight_format is None else model.weight_format.default
-    if device.kind != "cuda" or linear is None:
+def _has_gpu_kernels(model: ModelConfig, config: EngineConfig, device: Device) -> bool:
+    if device.kind != "cuda" or config.dtype == "float32":
         return False
-    if device.compute_capability is not None and device.compute_capability < (8, 0):
+    capability = device.compute_capability
+    if capability is not None and capability < MIN_TRITON_CAPABILITY:
         return False
-    return (
-        linear.layout in _INTEGER_LAYOUTS
-        and linear.bits == 4
-        and linear.group_size in (32, 64, 128)
-    )
+    return multiplies_packed(model)
 
 
 def _dtypes(config: EngineConfig, device: Device) -> tuple[str, ...]:
@@ -220,36 +198,46 @@ def _plan_in(
     max_model_len = model.max_position_embeddings
     if config.max_model_len is not None:
         max_model_len = min(max_model_len, config.max_model_len)
+    num_tokens = step_tokens(model, config, device, dtype)
     weights = _weights(model, dtype, stored)
     workspace = MemoryItem(
         "Workspace",
-        _workspace_bytes(model, config, device, max_model_len, dtype)
-        + (_unpacking_bytes(model, device) if stored else 0),
-        f"one step of up to {config.max_num_batched_tokens} tokens"
-        f" and {config.max_num_seqs} sequences"
+        workspace_bytes(
+            model,
+            config,
+            device,
+            max_model_len=max_model_len,
+            num_tokens=num_tokens,
+            dtype=dtype,
+        )
+        + (unpacking_bytes(model, device) if stored else 0),
+        f"one step of up to {num_tokens:,} tokens and {config.max_num_seqs} sequences"
         + (", and the part of a matrix that is unpacked" if stored else ""),
     )
-    graphs = _graphs(model, config, element_bytes) if device.kind == "cuda" else ()
+    driver = _driver(model, config, dtype) if device.kind == "cuda" else ()
     reserve = _reserve(device)
     groups = kv_groups(model, max_model_len)
     kv_dtype = dtype if config.kv_dtype == "auto" else config.kv_dtype
     block_bytes = [_block_bytes(model, group, config.block_size, kv_dtype) for group in groups]
-    fixed_bytes = sum(item.num_bytes for item in (*weights, workspace, *graphs, reserve))
+    fixed_bytes = sum(item.num_bytes for item in (*weights, workspace, *driver, reserve))
     rest_bytes = device.free_bytes - fixed_bytes
-    num_blocks = _num_blocks(config, device, groups, max_model_len, rest_bytes, block_bytes)
+    num_blocks = _num_blocks(
+        config, device, groups, max_model_len, num_tokens, rest_bytes, block_bytes
+    )
     kv_cache = MemoryItem(
-        "KV cache",
+        KV_CACHE,
         sum(count * size for count, size in zip(num_blocks, block_bytes, strict=True)),
         _kv_detail(groups, num_blocks, config.block_size, kv_dtype),
     )
-    most = _most_blocks(groups[0], config, max_model_len)
+    most = _most_blocks(groups[0], config, max_model_len, num_tokens)
     return MemoryPlan(
         device=device,
         dtype=dtype,
-        items=(*weights, kv_cache, workspace, *graphs, reserve),
+        items=(*weights, kv_cache, workspace, *driver, reserve),
         num_kv_blocks=num_blocks[0],
         block_size=config.block_size,
         max_model_len=max_model_len,
+        max_num_batched_tokens=num_tokens,
         num_window_blocks=num_blocks[1:],
         most_blocks=most if groups[0].window is not None and num_blocks[0] > most else None,
         keeps_packed=stored is not None,
@@ -272,27 +260,18 @@ def _weights(model: ModelConfig, dtype: str, stored: StoredSizes | None) -> tupl
     )
 
 
-def _unpacking_bytes(model: ModelConfig, device: Device) -> int:
-    """What one slab of a packed matrix takes while it is unpacked."""
-    slab_elements = (
-        UNPACKED_SLAB_ELEMENTS if device.kind == "cpu" else UNPACKED_DEVICE_SLAB_ELEMENTS
-    )
-    longest_row = max(model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim)
-    return max(slab_elements, longest_row) * _UNPACKING_BYTES_PER_ELEMENT
-
-
 def _block_bytes(model: ModelConfig, group: KVGroup, block_size: int, kv_dtype: str) -> int:
     """One block in all layers of a group."""
-    bytes_per_head = model.head_dim * _KV_BYTES[kv_dtype] + _KV_SCALE_BYTES.get(kv_dtype, 0)
+    bytes_per_head = model.head_dim * KV_BYTES[kv_dtype] + _KV_SCALE_BYTES.get(kv_dtype, 0)
     return block_size * len(group.layers) * 2 * model.num_kv_heads * bytes_per_head
 
 
-def _most_blocks(group: KVGroup, config: EngineConfig, max_model_len: int) -> int:
+def _most_blocks(group: KVGroup, config: EngineConfig, max_model_len: int, num_tokens: int) -> int:
     """What one sequence needs at most in a group, the null block left out."""
     whole = num_blocks_for(max_model_len, config.block_size)
     if group.window is None:
         return whole
-    most = most_window_blocks(group.window, config.block_size, config.max_num_batched_tokens)
+    most = most_window_blocks(group.window, config.block_size, num_tokens)
     return min(whole, most)
 
 
@@ -301,6 +280,7 @@ def _num_blocks(
     device: Device,
     groups: tuple[KVGroup, ...],
     max_model_len: int,
+    num_tokens: int,
     rest_bytes: int,
     block_bytes: list[int],
 ) -> tuple[int, ...]:
@@ -314,13 +294,15 @@ def _num_blocks(
         rest_bytes //= 4
     else:
         num_sequences = config.max_num_seqs
-    most = [_most_blocks(group, config, max_model_len) for group in groups]
-    wanted = [num_sequences * count + 1 for count in most]
+    most = [_most_blocks(group, config, max_model_len, num_tokens) for group in groups]
+    # A step is shared: while one sequence computes much of its prompt, the others compute little.
+    least = [_most_blocks(group, config, max_model_len, 1) for group in groups]
+    wanted = [(num_sequences - 1) * few + many + 1 for few, many in zip(least, most, strict=True)]
     wanted_bytes = sum(map(operator.mul, wanted[1:], block_bytes[1:]))
     half_bytes = max(0, rest_bytes // 2)
     others = [
-        max(least + 1, count * min(half_bytes, wanted_bytes) // wanted_bytes)
-        for least, count in zip(most[1:], wanted[1:], strict=True)
+        max(many + 1, count * min(half_bytes, wanted_bytes) // wanted_bytes)
+        for many, count in zip(most[1:], wanted[1:], strict=True)
     ]
     first = config.num_kv_blocks
     if first is None:
@@ -342,59 +324,24 @@ def _kv_detail(
     return f"{' and '.join(parts)}, in blocks of {block_size} and {kv_dtype}"
 
 
-def _graphs(model: ModelConfig, config: EngineConfig, element_bytes: int) -> tuple[MemoryItem]:
-    """What decode steps that are captured beforehand keep."""
+def _driver(model: ModelConfig, config: EngineConfig, dtype: str) -> tuple[MemoryItem, MemoryItem]:
     sizes = decode_graph_sizes(config.max_num_seqs)
-    qkv_size = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    row_elements = 6 * model.hidden_size + 2 * qkv_size + 3 * model.intermediate_size
-    # The smaller steps use the memory of the largest.
-    buffers = config.max_num_seqs * (row_elements + model.vocab_size) * element_bytes
-    num_bytes = buffers + len(sizes) * _GRAPH_BYTES + _CAPTURE_LIBRARY_BYTES
-    detail = f"decode steps of {len(sizes)} sizes, up to {config.max_num_seqs} sequences"
-    return (MemoryItem("CUDA graphs", num_bytes, detail),)
+    return (
+        MemoryItem(
+            "CUDA graphs",
+            graph_bytes(model, config.max_num_seqs, dtype),
+            f"decode steps of {len(sizes)} sizes, up to {config.max_num_seqs} sequences",
+        ),
+        MemoryItem("CUDA context", _CONTEXT_BYTES, "the driver's own; stays until Octavo ends"),
+    )
 
 
 def _reserve(device: Device) -> MemoryItem:
     if device.kind == "cpu":
         num_bytes = max(_GIB, device.total_bytes // 10)
-        return MemoryItem("Reserve", num_bytes, "left to the system and other programs")
-    num_bytes = max(_GIB // 2, device.total_bytes // 20)
-    return MemoryItem("Reserve", num_bytes, "left to the CUDA context and the screen")
-
-
-def _workspace_bytes(
-    model: ModelConfig,
-    config: EngineConfig,
-    device: Device,
-    max_model_len: int,
-    dtype: str,
-) -> int:
-    """What one step holds besides weights and cache, where it holds most."""
-    element_bytes = BYTES_PER_ELEMENT[dtype]
-    num_tokens = config.max_num_batched_tokens
-    query_size = model.num_heads * model.head_dim
-    kv_size = model.num_kv_heads * model.head_dim
-    # The residual stream and its normalised copy, each also once in float32.
-    residual = num_tokens * model.hidden_size * 2 * (element_bytes + 4)
-    # Projections and output; the rotation works on float32 copies.
-    attention = num_tokens * (query_size + kv_size) * (2 * element_bytes + 3 * 4)
-    gathered_tokens = max(MAX_GATHERED_TOKENS, max_model_len)
-    attention += 2 * gathered_tokens * kv_size * element_bytes
-    if config.kv_dtype not in ("auto", dtype):  # gathered as stored, then in the model's type
-        attention += gathered_tokens * kv_size * _KV_BYTES[config.kv_dtype]
-    num_scores = min(MAX_ATTENTION_SCORES, model.num_heads * num_tokens * max_model_len)
-    if device.kind == "cpu":
-        # The fused kernel needs no scores, but a mask and where it comes from.
-        attention += num_scores // model.num_heads * (element_bytes + 2)
-    else:
-        # Without a fused kernel for the mask, scores and probabilities are written out.
-        attention += num_scores * 2 * 4
-    mlp = num_tokens * model.intermediate_size * 4 * element_bytes
-    num_rows = min(config.max_num_seqs, num_tokens)
-    logits = num_rows * model.vocab_size * (element_bytes + 4)
-    logits += min(SAMPLED_ROWS, num_rows) * model.vocab_size * _SAMPLER_BYTES_PER_LOGIT
-    prompt_logits = PROMPT_LOGPROB_ROWS * model.vocab_size * (element_bytes + 16)
-    return _LIBRARY_BYTES + residual + max(attention, mlp, logits, prompt_logits)
+        return MemoryItem(RESERVE, num_bytes, "left to the system and other programs")
+    num_bytes = min(_MOST_RESERVED_BYTES, max(_GIB // 4, device.total_bytes // 20))
+    return MemoryItem(RESERVE, num_bytes, "left to the screen and other programs")
 
 
 def _remedies(plan: MemoryPlan, model: ModelConfig, config: EngineConfig) -> tuple[str, ...]:

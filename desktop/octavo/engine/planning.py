@@ -11,7 +11,7 @@ from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
 from octavo.engine.kernels.cpu.limits import ACTIVATIONS, BLOCK_SIZE, GROUP, MAX_HEAD_DIM
 from octavo.engine.kernels.cpu.limits import MAX_GROUP_SIZE as MAX_SHARING_HEADS
-from octavo.engine.memory import MemoryPlan, plan_memory
+from octavo.engine.memory import KV_CACHE, RESERVE, MemoryItem, MemoryPlan, plan_memory
 from octavo.engine.model_config import ModelConfig
 
 _FORMS: Mapping[GGMLType, str] = MappingProxyType(
@@ -31,6 +31,13 @@ _FORMS: Mapping[GGMLType, str] = MappingProxyType(
 )
 """Types of GGUF that kernels multiply by, and the forms of their tiles."""
 
+
+_PLAIN_FORMS: Mapping[str, str] = MappingProxyType(
+    {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+)
+"""Types of safetensors, and the forms of their tiles."""
+_INTEGER_FORMS = frozenset({"int4", "int8", "q4_0", "q4_1", "q8_0", "float16"})
+"""What `cpu_weights.pack` may choose for quantised matrices of a folder."""
 
 _HANDLED = frozenset(
     {
@@ -85,7 +92,45 @@ def plan_load(
         return dataclasses.replace(plan_memory(model, config, device), why_not_kernels=reason)
     # Activations are 8-bit integers where they meet a matrix and float32 everywhere else.
     config = dataclasses.replace(config, dtype="float32", weights="packed", kv_dtype="float16")
-    return dataclasses.replace(plan_memory(model, config, device), uses_kernels=True)
+    return dataclasses.replace(
+        plan_memory(model, config, device),
+        # Layers get their matrices one by one, also plain numbers, and give them up when packed.
+        keeps_packed=True,
+        uses_kernels=True,
+    )
+
+
+def plan_meanwhile(plan: MemoryPlan, model: ModelConfig, config: EngineConfig) -> MemoryPlan | None:
+    """Plans torch for the time until the kernels that `plan` is for are compiled.
+
+    Its KV cache is cut as theirs, so that sequences can go from one to the other.
+
+    Returns:
+        None if there is no room for both at the same time.
+    """
+    kernels = [item for item in plan.items if item.name not in (KV_CACHE, RESERVE)]
+    kernels_bytes = sum(item.num_bytes for item in kernels)
+    rest = dataclasses.replace(plan.device, free_bytes=plan.free_bytes - kernels_bytes)
+    config = dataclasses.replace(
+        config,
+        kv_dtype=plan.kv_dtype,
+        num_kv_blocks=plan.num_kv_blocks,
+        max_model_len=plan.max_model_len,
+    )
+    meanwhile = plan_memory(model, config, rest)
+    kv_cache = [item for item in plan.items if item.name == KV_CACHE]
+    others = [item for item in meanwhile.items if item.name != KV_CACHE]
+    later = MemoryItem(
+        "CPU kernels", kernels_bytes, "weights and workspace, once they are compiled"
+    )
+    meanwhile = dataclasses.replace(
+        meanwhile,
+        device=plan.device,
+        items=(*others, *kv_cache, later),
+        num_window_blocks=plan.num_window_blocks,
+        why_not_kernels="PyTorch computes until the processor's kernels are compiled.",
+    )
+    return meanwhile if meanwhile.fits else None
 
 
 def why_not_kernels(
@@ -101,11 +146,23 @@ def why_not_kernels(
 
 
 def kernel_forms(header: CheckpointHeader) -> frozenset[str]:
-    """The forms of tiles that a file's matrices come in, as far as its header says it."""
+    """The forms of tiles that a file's matrices come in, or may come in."""
     if isinstance(header, FolderHeader):
-        return frozenset()
+        return _folder_forms(header)
     matrices = (tensor for tensor in header.tensors.values() if len(tensor.shape) > 1)
     return frozenset(_FORMS[tensor.ggml_type] for tensor in matrices)
+
+
+def _folder_forms(header: FolderHeader) -> frozenset[str]:
+    """Of plain weights exactly; integers in groups may fit several, which their values decide."""
+    forms = {
+        _PLAIN_FORMS[tensor.dtype]
+        for tensor in header.tensors.values()
+        if len(tensor.shape) > 1 and tensor.dtype in _PLAIN_FORMS
+    }
+    if header.weight_format() is not None:
+        forms |= _INTEGER_FORMS
+    return frozenset(forms)
 
 
 def _why_not_asked_for(config: EngineConfig, device: Device) -> str:

@@ -1,12 +1,16 @@
 """Decides which sequences compute how many tokens in the next step."""
 
 import heapq
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 
 from octavo.engine.block_manager import BlockManager
+from octavo.engine.prompt_pace import PromptPace
 from octavo.engine.request import FinishReason
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, Sequence, SequenceStatus
 from octavo.errors import InvalidRequestError, PromptTooLongError
+
+_CROWD = 8
+"""When more sequences wait than this, and a quarter as many as run, streams wait for them."""
 
 
 class Scheduler:
@@ -28,9 +32,17 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        pace: PromptPace | None = None,
     ) -> None:
+        """Args:
+        block_manager: of the cache.
+        max_num_seqs: that run at a time.
+        max_num_batched_tokens: of a step.
+        max_model_len: of a sequence, in tokens.
+        pace: of prompts beside streams; None: one that knows nothing of the model.
+        """
+        self.pace = pace or PromptPace(max_num_batched_tokens)
         self._block_manager = block_manager
-        self._max_num_batched_tokens = max_num_batched_tokens
         self._max_num_seqs = max_num_seqs
         self._max_model_len = max_model_len
         self._num_arrivals = 0
@@ -96,18 +108,28 @@ class Scheduler:
         if not unfinished:
             del self._unfinished[sequence.request_id]
 
+    def preempt_all(self) -> list[Sequence]:
+        """Takes all blocks from whoever runs; they wait for their turn as after any preemption."""
+        victims = list(self._running.values())
+        for sequence in victims:
+            self._preempt(sequence)
+        return victims
+
     def schedule(self) -> ScheduledBatch:
         """Hands out the token budget of one step: first to the running, then to the waiting.
 
         Whoever starts takes a token that the running have left over, so there are never more of
         them than tokens: in every step each decode gets its token, and some prompt at least one.
         """
-        budget = self._max_num_batched_tokens
         scheduled: list[ScheduledSequence] = []
         preempted: list[Sequence] = []
         finished = self._finish_outgrown()
+        running = self._running_in_order()
+        num_decodes = sum(one.num_remaining_tokens == 1 for one in running)
+        contexts = [one.num_computed_tokens for one in running[num_decodes:]]
+        budget = self._step_budget(num_decodes, contexts[0] if contexts else 0)
 
-        for sequence in self._running_in_order():
+        for sequence in running:
             if budget == 0:
                 break
             if self._make_room(sequence, scheduled, preempted):
@@ -124,27 +146,27 @@ class Scheduler:
             finished=tuple(finished),
         )
 
-    def schedule_following(self, batch: ScheduledBatch) -> ScheduledBatch | None:
+    def schedule_following(
+        self, batch: ScheduledBatch, suits: Callable[[Sequence], bool]
+    ) -> ScheduledBatch | None:
         """Plans the step after one that still runs, whose tokens nobody knows yet.
 
         Every sequence that runs goes on, but for those that are certain to end with the step that
         runs; whoever turns out to have ended computes one token that nobody takes. Then others
-        start, as in `schedule`, as long as a device can choose their tokens.
+        start, as in `schedule`, as long as the host has no part in choosing their tokens.
 
         Args:
-            batch: the step that runs; it samples on the device.
+            batch: the step that runs; its tokens are chosen without the host.
+            suits: whether a sequence's tokens can be.
 
         Returns:
             None if the next step has to wait for this one: somebody would be preempted, or the
             host has a part in choosing the tokens of whoever starts next.
         """
-        has_windows = self._block_manager.has_windows
         head = self._first_waiting()
         has_room = len(self._running) < self._max_num_seqs
-        # Windows are kept by what is computed, which is not noted down yet.
-        if head is not None and has_room and (has_windows or not head.is_plain):
+        if head is not None and has_room and not suits(head):
             return None
-        budget = self._max_num_batched_tokens
         decodes: list[ScheduledSequence] = []
         prompts: list[ScheduledSequence] = []
         num_live = 0
@@ -154,7 +176,7 @@ class Scheduler:
                 continue
             num_live += 1
             if position < sequence.num_tokens:
-                if has_windows:
+                if not self._block_manager.allocate(sequence, num_computed=position):
                     return None
                 prompts.append(
                     ScheduledSequence(sequence, position, sequence.num_tokens - position)
@@ -165,6 +187,7 @@ class Scheduler:
                 decodes.append(ScheduledSequence(sequence, position, 1))
             else:
                 return None
+        budget = self._step_budget(len(decodes), prompts[0].start if prompts else 0)
         if num_live < len(self._running) or len(decodes) >= budget:
             return None
         scheduled = decodes
@@ -175,12 +198,19 @@ class Scheduler:
                 return None
             scheduled.append(ScheduledSequence(item.sequence, item.start, num_tokens))
             budget -= num_tokens
-        if head is not None and not has_windows:
+        if head is not None:
             under_way = set().union(*map(self._block_manager.blocks_under_way, batch.sequences))
-            self._admit(scheduled, budget, under_way, plain_only=True)
+            self._admit(scheduled, budget, under_way, suits)
         if not scheduled:
             return None
         return ScheduledBatch(tuple(scheduled), block_copies=self._block_manager.take_copies())
+
+    def _step_budget(self, num_decodes: int, num_context_tokens: int) -> int:
+        """As `PromptPace.step_budget`, unless a crowd waits, whom large steps serve soonest."""
+        num_waiting = self.num_waiting
+        if num_waiting > _CROWD and num_waiting * 4 >= num_decodes:
+            num_decodes = 0
+        return self.pace.step_budget(num_decodes, num_context_tokens)
 
     def _ends_at(self, sequence: Sequence, num_tokens: int) -> bool:
         """Whether a sequence of so many tokens is over, whatever they are."""
@@ -276,8 +306,7 @@ class Scheduler:
         scheduled: list[ScheduledSequence],
         budget: int,
         under_way: set[bytes],
-        *,
-        plain_only: bool = False,
+        suits: Callable[[Sequence], bool] = lambda _: True,
     ) -> None:
         """Starts waiting sequences with what is left of a step's budget.
 
@@ -285,14 +314,14 @@ class Scheduler:
             scheduled: what the step does already; is added to.
             budget: tokens left.
             under_way: hashes of blocks that a step before this one is computing.
-            plain_only: stops at the first whose tokens a device cannot choose.
+            suits: who may start; the first who may not ends it.
         """
         held: list[Sequence] = []
         if self._waiting:
             under_way = under_way.union(*map(self._block_manager.blocks_under_way, scheduled))
         while budget > 0:
             newcomer = self._peek_waiting(held, under_way)
-            if newcomer is None or (plain_only and not newcomer.is_plain):
+            if newcomer is None or not suits(newcomer):
                 break
             if not self._start(newcomer):
                 break

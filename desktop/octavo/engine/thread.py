@@ -12,14 +12,19 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from octavo.engine.load_report import LoadReport
 from octavo.engine.request import EngineStats, FinishReason, GenerationDelta, GenerationRequest
-from octavo.errors import EngineClosedError, EngineError, OctavoError
-from octavo.jobs import JobControl
+from octavo.errors import DeviceLostError, EngineClosedError, EngineError, OctavoError
+from octavo.jobs import JobCancelled, JobControl
+
+if TYPE_CHECKING:
+    from octavo.engine.engine import Upgrade
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class SteppedEngine(Protocol):
@@ -32,6 +37,14 @@ class SteppedEngine(Protocol):
     def fail_all(self, error: Exception) -> list[GenerationDelta]: ...
     def step(self) -> list[GenerationDelta]: ...
     def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class UpgradableEngine(SteppedEngine, Protocol):
+    """An engine that may have a faster way to compute in the making."""
+
+    upgrade: "Upgrade | None"
 
 
 MakeEngine = Callable[[JobControl], tuple[SteppedEngine, LoadReport]]
@@ -45,6 +58,14 @@ class _Add:
 @dataclass(frozen=True, slots=True)
 class _Abort:
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Upgrade:
+    """What was prepared beside the engine is ready, or failed."""
+
+    upgrade: "Upgrade"
+    error: OctavoError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +84,28 @@ class _Listener:
 class EngineThread:
     """Owns a thread that makes an engine, steps it while there is work, and sleeps otherwise."""
 
-    def __init__(self, make_engine: MakeEngine) -> None:
+    def __init__(
+        self,
+        make_engine: MakeEngine,
+        *,
+        on_lost: Callable[[DeviceLostError], None] = lambda _: None,
+    ) -> None:
         """Args:
         make_engine: loads the engine, on the engine thread; reports progress, may be cancelled.
+        on_lost: called in the loop of `load` if the engine ends because its device failed.
         """
         self._make_engine = make_engine
-        self._commands: queue.SimpleQueue[_Add | _Abort | _Close] = queue.SimpleQueue()
+        self._on_lost = on_lost
+        self._commands: queue.SimpleQueue[_Add | _Abort | _Upgrade | _Close] = queue.SimpleQueue()
         self._listeners: dict[str, _Listener] = {}
         self._lock = threading.Lock()
         self._is_open = False
         self._stats = EngineStats()
         # Daemon: a kernel that never returns must not keep the app from closing.
         self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
+        self._upgrading: threading.Thread | None = None
         self._control = JobControl()
+        self._on_report: Callable[[LoadReport], None] = lambda _report: None
         self._loaded: asyncio.Future[LoadReport] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -84,13 +114,21 @@ class EngineThread:
         """The state after the latest step."""
         return self._stats
 
-    async def load(self, control: JobControl) -> LoadReport:
+    async def load(
+        self, control: JobControl, on_report: Callable[[LoadReport], None] | None = None
+    ) -> LoadReport:
         """Starts the thread and waits until the engine can take requests.
+
+        Args:
+            control: of the load, and of what is prepared beside the engine afterwards.
+            on_report: called in this event loop with a report that replaces the one returned, when
+                the engine has gone over to something faster, or will not.
 
         Raises:
             OctavoError: what stood in the way. JobCancelled: `control` was cancelled.
         """
         self._control = control
+        self._on_report = on_report or self._on_report
         self._loop = asyncio.get_running_loop()
         self._loaded = self._loop.create_future()
         self._thread.start()
@@ -157,22 +195,38 @@ class EngineThread:
             self._is_open = True
         self._stats = engine.stats()
         self._post_loaded(report)
+        lost: DeviceLostError | None = None
+        if isinstance(engine, UpgradableEngine) and engine.upgrade is not None:
+            self._begin_upgrade(engine.upgrade)
+            engine.upgrade = None
         while self._obey(engine):
             try:
                 deltas = engine.step()
+            except DeviceLostError as error:
+                logger.exception("The device is lost")
+                lost = error
+                self._control.cancel()
+                break
             except Exception as error:
                 logger.exception("A step failed")
                 deltas = engine.fail_all(_as_octavo_error(error, "The engine failed"))
             self._stats = engine.stats()
             self._publish(deltas)
+        if self._upgrading is not None:
+            # It asks the control, which `stop` has cancelled, several times a second.
+            self._upgrading.join()
         with self._lock:
             self._is_open = False
-        closed = EngineClosedError("The model was unloaded.", hint="Load it and try again.")
+        closed = lost or EngineClosedError("The model was unloaded.", hint="Load it and try again.")
         self._publish(engine.fail_all(closed))
         self._publish(
             GenerationDelta(request_id=request_id, finish_reason=FinishReason.ERROR, error=closed)
             for request_id in tuple(self._listeners)
         )
+        if lost is None:
+            engine.close()
+        else:
+            self._post(self._on_lost, lost)
 
     def _obey(self, engine: SteppedEngine) -> bool:
         """Takes the waiting commands and sleeps while there is no work; False: close."""
@@ -187,8 +241,32 @@ class EngineThread:
                 case _Abort(request_id):
                     self._publish(engine.abort(request_id))
                     self._stats = engine.stats()
+                case _Upgrade(upgrade, error):
+                    self._finish_upgrade(upgrade, error)
                 case _Close():
                     return False
+
+    def _begin_upgrade(self, upgrade: "Upgrade") -> None:
+        def prepare() -> None:
+            error: OctavoError | None = None
+            try:
+                upgrade.prepare(self._control)
+            except JobCancelled:
+                return
+            except Exception as raised:
+                logger.exception("What was to make the engine faster failed")
+                error = _as_octavo_error(raised, "Something faster could not be prepared")
+            self._commands.put(_Upgrade(upgrade, error))
+
+        self._upgrading = threading.Thread(target=prepare, name="octavo-upgrade", daemon=True)
+        self._upgrading.start()
+
+    def _finish_upgrade(self, upgrade: "Upgrade", error: OctavoError | None) -> None:
+        assert self._loop is not None
+        report = upgrade.apply() if error is None else upgrade.give_up(error)
+        logger.info("From now on %s computes. %s", report.executor, report.executor_reason)
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            self._loop.call_soon_threadsafe(self._on_report, report)
 
     def _add(self, engine: SteppedEngine, request: GenerationRequest) -> None:
         try:
@@ -218,9 +296,13 @@ class EngineThread:
                     self._commands.put(_Abort(request_id))
 
     def _post_loaded(self, outcome: LoadReport | OctavoError) -> None:
+        self._post(self._resolve_loaded, outcome)
+
+    def _post(self, call: Callable[[_T], None], argument: _T) -> None:
+        """Calls something in the loop that loaded the model."""
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop closed while the model loaded
-            self._loop.call_soon_threadsafe(self._resolve_loaded, outcome)
+        with contextlib.suppress(RuntimeError):  # that loop has closed meanwhile
+            self._loop.call_soon_threadsafe(call, argument)
 
     def _resolve_loaded(self, outcome: LoadReport | OctavoError) -> None:
         assert self._loaded is not None

@@ -67,14 +67,16 @@ class Vocabulary:
     """Of tokens that do something to the text beside them."""
 
     def ids_of(self, *types: TokenType) -> list[int]:
-        return [token_id for token_id, kind in enumerate(self.types) if kind in types]
+        wanted = frozenset(types)
+        return [token_id for token_id, kind in enumerate(self.types) if kind in wanted]
 
     def mergeable(self, *types: TokenType) -> dict[str, int]:
         """Text to id of the tokens that ordinary text may become."""
+        wanted = frozenset(types)
         return {
             token: token_id
             for token_id, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True))
-            if kind in types
+            if kind in wanted
         }
 
 
@@ -442,10 +444,10 @@ def _merges(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[tuple[s
         # A token may itself begin with a space, but never be empty.
         space = merge.find(" ", 1)
         left, right = merge[:space], merge[space + 1 :]
-        tokens = (left, right, left + right)
-        if all(token in mergeable for token in tokens):
+        # Spelled out: vocabularies have hundreds of thousands of merges.
+        if left in mergeable and right in mergeable and left + right in mergeable:
             merges.append((left, right))
-        elif space < 0 or not all(token in vocabulary.ids for token in tokens):
+        elif space < 0 or not vocabulary.ids.keys() >= {left, right, left + right}:
             raise _damaged(f"merge {rank + 1} ({merge!r}) names tokens it does not have")
     return merges
 

@@ -54,7 +54,7 @@ def _unmeasured_report(recipe: QuantizeRecipe) -> QuantizeReport | None:
 async def _write(recipe: QuantizeRecipe, control: JobControl) -> QuantizeReport:
     started_at = time.perf_counter()
     await asyncio.to_thread(recipe.check)
-    await asyncio.to_thread(recipe.check_tokens)
+    remark = await asyncio.to_thread(recipe.check_tokens)
     await asyncio.to_thread(note_recipe, recipe)
     result = await _run(
         {
@@ -73,6 +73,7 @@ async def _write(recipe: QuantizeRecipe, control: JobControl) -> QuantizeReport:
         output_bytes=await asyncio.to_thread(weights_bytes, recipe.output),
         bits_per_weight=result["bits_per_weight"],
         seconds=time.perf_counter() - started_at,
+        remark=remark,
     )
     await asyncio.to_thread(write_report, report, recipe.output)
     return report

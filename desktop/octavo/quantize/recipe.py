@@ -68,10 +68,13 @@ class QuantizeRecipe:
         _check_memory(plan)
         return plan
 
-    def check_tokens(self) -> None:
+    def check_tokens(self) -> str:
         """Finds out whether the other kind of file can say how the tokenizer works.
 
         It takes some seconds for large vocabularies, so that it is a check of its own.
+
+        Returns:
+            What somebody should know who gives the result to other programs, or nothing.
 
         Raises:
             UnsupportedModelError: it cannot.
@@ -80,13 +83,15 @@ class QuantizeRecipe:
         # They load the library of tokenizers, which nobody needs who only looks at sizes.
         from octavo.quantize.conversion.folder_files import write_folder_files
         from octavo.quantize.conversion.gguf_metadata import gguf_metadata
+        from octavo.quantize.conversion.gguf_tokenizer import tokenizer_remark
 
         container, header = find_method(self.method).container, read_checkpoint(self.source)
         if container == "gguf":
-            gguf_metadata(header)
-        elif isinstance(header, GGUFHeader):
+            return tokenizer_remark(gguf_metadata(header))
+        if isinstance(header, GGUFHeader):
             with tempfile.TemporaryDirectory() as folder:
                 write_folder_files(header, Path(folder), None)
+        return ""
 
     def _check_output(self, method: QuantizeMethod) -> None:
         is_gguf_name = self.output.suffix.lower() == GGUF_SUFFIX

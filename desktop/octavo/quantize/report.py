@@ -54,6 +54,8 @@ class QuantizeReport:
     """In which the evaluation was computed."""
     note: str = ""
     """Why there is no evaluation though one was asked for, in a sentence."""
+    remark: str = ""
+    """What somebody should know who gives the model to other programs; empty: nothing."""
 
     @property
     def is_measured(self) -> bool:

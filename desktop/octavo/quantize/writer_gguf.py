@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from octavo.checkpoint.gguf_types import GGMLType, GGUFValueType
 from octavo.quantize.conversion.gguf_values import GGUFScalar, GGUFValue
 from octavo.quantize.file_layout import FileLayout
-from octavo.quantize.plan import OutputTensor, QuantizePlan
+from octavo.quantize.plan import OutputTensor
 
 _MAGIC = b"GGUF"
 _VERSION = 3
@@ -31,10 +31,9 @@ _FORMATS = {
 
 
 def lay_out_gguf(
-    plan: QuantizePlan, metadata: Mapping[str, GGUFValue], file_name: str
+    tensors: Sequence[OutputTensor], metadata: Mapping[str, GGUFValue], file_name: str
 ) -> FileLayout:
-    """Places every tensor of a plan behind the metadata, in the plan's order."""
-    tensors = [output for weight in plan.weights for output in weight.outputs]
+    """Places tensors behind the metadata, in their order."""
     # A source's own alignment is not carried over: the places are all new.
     kept = {key: value for key, value in metadata.items() if key != _ALIGNMENT_KEY}
     places, offset = [], 0

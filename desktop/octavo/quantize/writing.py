@@ -147,7 +147,8 @@ def _lay_out(header: CheckpointHeader, plan: QuantizePlan) -> FileLayout:
         "general.quantization_version": uint32(_GGUF_QUANTIZATION_VERSION),
         METHOD_KEY: string(plan.method.id),
     }
-    return lay_out_gguf(plan, metadata, _GGUF_FILE)
+    tensors = [output for weight in plan.weights for output in weight.outputs]
+    return lay_out_gguf(tensors, metadata, _GGUF_FILE)
 
 
 def _fingerprint(header: CheckpointHeader, recipe: QuantizeRecipe, layout: FileLayout) -> str:

@@ -22,10 +22,11 @@ from octavo.host import ModelHost
 from octavo.server.board import LiveRequest, RequestBoard, RequestState
 from octavo.server.error_table import error_body, kind_of
 from octavo.server.json_response import JSONResponse, encode_json
+from octavo.server.merged_stream import ChoiceDelta, end_tasks, merged_deltas
 from octavo.server.openai_responses import AnswerShape, Completion, Usage
 
 KEEP_ALIVE_S = 10.0
-"""A stream that has nothing to say for this long sends a comment."""
+"""A stream that has had nothing to say between two looks this far apart sends a comment."""
 LAST_WORD_S = 1.0
 """How long a client that does not read may hold up the error that ends its answer."""
 
@@ -80,7 +81,7 @@ class Answer(Response):
                 state = RequestState.FINISHED
             elif live.ended.done():
                 state = RequestState.CANCELLED
-                await _end(work)
+                await end_tasks(work)
                 raise live.ended.result()
             else:
                 state = RequestState.DISCONNECTED
@@ -89,7 +90,7 @@ class Answer(Response):
                 async with asyncio.timeout(LAST_WORD_S):
                     await self._send_error(error, scope, receive, send)
         finally:
-            await _end(work, gone)
+            await end_tasks(work, gone)
             self._board.remove(live, state)
 
     async def _work(self, live: LiveRequest, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,7 +104,7 @@ class Answer(Response):
             )
         self._usage.prompt_tokens = live.prompt_tokens = sum(map(len, prompts))
         params = self._call.sampling_params
-        deltas = _merged_deltas(self._host, prompts, params, self._id)
+        deltas = merged_deltas(self._host, prompts, params, self._id, silence_s=KEEP_ALIVE_S)
         async with contextlib.aclosing(deltas) as stream:
             if self._call.is_streamed:
                 await self._send_stream(num_choices, stream, live, send)
@@ -114,13 +115,12 @@ class Answer(Response):
     async def _collect(
         self,
         num_choices: int,
-        stream: AsyncGenerator[tuple[int, GenerationDelta] | None, None],
+        stream: AsyncGenerator[list[ChoiceDelta], None],
         live: LiveRequest,
     ) -> dict[str, Any]:
         completions = [Completion() for _ in range(num_choices)]
-        async for item in stream:
-            if item is not None:
-                choice, delta = item
+        async for arrived in stream:
+            for choice, delta in arrived:
                 completions[choice].add(delta)
                 self._note(delta, live)
         choices = [self._call.shape.whole(i, one) for i, one in enumerate(completions)]
@@ -130,24 +130,30 @@ class Answer(Response):
     async def _send_stream(
         self,
         num_choices: int,
-        stream: AsyncGenerator[tuple[int, GenerationDelta] | None, None],
+        stream: AsyncGenerator[list[ChoiceDelta], None],
         live: LiveRequest,
         send: Send,
     ) -> None:
-        """Begins with the first delta, so that a refused prompt still gets its own status."""
+        """Begins with the first delta, so that a refused prompt still gets its own status.
+
+        What has arrived meanwhile goes out in one piece, an event each: a write costs more than all
+        the rest, so a server that lags behind the engine catches up.
+        """
         shape = self._call.shape
-        async for item in stream:
+        async for arrived in stream:
+            events = []
             if not self._has_begun:
                 await self._begin_stream(send)
                 openings = [shape.opening(choice) for choice in range(num_choices)]
-                await self._send_chunks(send, [choice for choice in openings if choice])
-            if item is None:
-                await _send_part(send, b": waiting\n\n")
-                continue
-            choice, delta = item
-            self._note(delta, live)
-            if delta.text or delta.logprobs or delta.finish_reason is not None:
-                await self._send_chunks(send, [shape.chunk(choice, delta)])
+                events = [self._chunk_event(choice) for choice in openings if choice]
+            if not arrived:
+                events.append(b": waiting\n\n")
+            for choice, delta in arrived:
+                self._note(delta, live)
+                if delta.text or delta.logprobs or delta.finish_reason is not None:
+                    events.append(self._chunk_event(shape.chunk(choice, delta)))
+            if events:
+                await _send_part(send, b"".join(events))
         if self._call.includes_usage:
             chunk = self._envelope(shape.chunk_object, [])
             await _send_part(send, _event(chunk | {"usage": self._usage.as_json()}))
@@ -162,12 +168,11 @@ class Answer(Response):
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def _send_chunks(self, send: Send, choices: Sequence[dict[str, Any]]) -> None:
-        for choice in choices:
-            chunk = self._envelope(self._call.shape.chunk_object, [choice])
-            if self._call.includes_usage:
-                chunk["usage"] = None
-            await _send_part(send, _event(chunk))
+    def _chunk_event(self, choice: dict[str, Any]) -> bytes:
+        chunk = self._envelope(self._call.shape.chunk_object, [choice])
+        if self._call.includes_usage:
+            chunk["usage"] = None
+        return _event(chunk)
 
     async def _send_error(
         self, error: OctavoError, scope: Scope, receive: Receive, send: Send
@@ -189,55 +194,6 @@ class Answer(Response):
     def _note(self, delta: GenerationDelta, live: LiveRequest) -> None:
         self._usage.add(delta)
         live.note(delta)
-
-
-async def _merged_deltas(
-    host: ModelHost, prompts: Sequence[Sequence[int]], params: SamplingParams, request_id: str
-) -> AsyncGenerator[tuple[int, GenerationDelta] | None, None]:
-    """(choice, delta) of all prompts in the order they come; None after a while of silence.
-
-    Leave it through `aclosing`, which aborts them.
-    """
-    inbox: asyncio.Queue[tuple[int, GenerationDelta] | asyncio.Task[None]] = asyncio.Queue()
-
-    async def pump(index: int, prompt: Sequence[int]) -> None:
-        deltas = host.generate(prompt, params, request_id=f"{request_id}-{index}")
-        async with contextlib.aclosing(deltas) as stream:
-            async for delta in stream:
-                inbox.put_nowait((index * params.n + delta.index, delta))
-
-    tasks = [asyncio.create_task(pump(index, prompt)) for index, prompt in enumerate(prompts)]
-    for task in tasks:
-        task.add_done_callback(inbox.put_nowait)
-    num_unfinished = len(tasks)
-    try:
-        while num_unfinished:
-            item = await _next_or_none(inbox)
-            if isinstance(item, asyncio.Task):
-                item.result()
-                num_unfinished -= 1
-            else:
-                yield item
-    finally:
-        await _end(*tasks)
-
-
-async def _next_or_none(
-    inbox: asyncio.Queue[tuple[int, GenerationDelta] | asyncio.Task[None]],
-) -> tuple[int, GenerationDelta] | asyncio.Task[None] | None:
-    with contextlib.suppress(asyncio.QueueEmpty):
-        return inbox.get_nowait()  # a timer per token would cost more than the token's JSON
-    try:
-        async with asyncio.timeout(KEEP_ALIVE_S):
-            return await inbox.get()
-    except TimeoutError:
-        return None
-
-
-async def _end(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _client_left(receive: Receive) -> None:

@@ -12,7 +12,13 @@ from starlette.exceptions import HTTPException
 
 from octavo import __version__
 from octavo.engine.tokenizer import Tokenizer
-from octavo.errors import EngineClosedError, EngineError, ModelNotFoundError, OctavoError
+from octavo.errors import (
+    DeviceLostError,
+    EngineClosedError,
+    EngineError,
+    ModelNotFoundError,
+    OctavoError,
+)
 from octavo.host import HostStatus, ModelHost
 from octavo.hub.library import LibraryModel, ModelLibrary
 from octavo.server.answer import Answer, GenerationCall
@@ -161,6 +167,7 @@ async def _require_model(name: str | None, host: ModelHost, library: ModelLibrar
 
     Raises:
         EngineClosedError: none is loaded.
+        DeviceLostError: the engine has ended because its device failed.
         ModelNotFoundError: another one is meant, in the library or unknown.
     """
     state = host.state
@@ -168,6 +175,8 @@ async def _require_model(name: str | None, host: ModelHost, library: ModelLibrar
     if loaded is None:
         if state.status is HostStatus.LOADING and state.model is not None:
             raise EngineClosedError(f"{state.model.name} is being loaded.", hint="Try again soon.")
+        if isinstance(state.error, DeviceLostError):
+            raise state.error
         raise EngineClosedError("No model is loaded.", hint="Load one in Octavo.")
     if name is None or name.lower() in (loaded.name, loaded.title.lower()):
         return loaded

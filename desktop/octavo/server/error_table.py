@@ -5,6 +5,8 @@ from typing import Any
 
 from octavo.errors import (
     ChatTemplateError,
+    DeviceLostError,
+    DeviceMemoryError,
     EngineClosedError,
     EngineError,
     ForeignSiteError,
@@ -46,6 +48,8 @@ ERROR_TABLE: dict[type[OctavoError], ErrorKind] = {
     InsufficientMemoryError: ErrorKind(503, _FAILED, "out_of_memory"),
     EngineError: ErrorKind(500, _FAILED, "engine_failed"),
     EngineClosedError: ErrorKind(503, _FAILED, "model_not_loaded"),
+    DeviceMemoryError: ErrorKind(503, _FAILED, "out_of_memory"),
+    DeviceLostError: ErrorKind(503, _FAILED, "device_lost"),
     WrongKeyError: ErrorKind(401, "authentication_error", "invalid_api_key"),
     ForeignSiteError: ErrorKind(403, "permission_error", "foreign_site"),
     # 499 as proxies use it; a status from 500 up would make clients try again.

@@ -15,7 +15,10 @@ class JSONResponse(Response):
         return encode_json(content)
 
 
+# Kept: `json.dumps` would make one for each token.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def encode_json(value: Any) -> bytes:
     """Compact UTF-8; half a surrogate pair, which a request may carry, does not stop it."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.encode("utf-8", "replace")
+    return _ENCODER.encode(value).encode("utf-8", "replace")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QButtonGroup, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
+from octavo.errors import DeviceLostError
 from octavo.host import HostState, HostStatus
 from octavo.ui.icons import app_mark
 from octavo.ui.theme import ThemeController
@@ -183,6 +184,8 @@ def describe_host(state: HostState) -> tuple[str, str, str]:
             device = state.report.plan.device if state.report is not None else None
             if device is not None:
                 title = f"{title} · {'CPU' if device.kind == 'cpu' else device.name}"
+            if (progress := state.progress) is not None:
+                return title, f"{progress.stage}: {progress.done} of {progress.total} parts", "soft"
             return title, "Ready", "good"
         case HostStatus.LOADING:
             fraction = state.progress.fraction if state.progress is not None else None
@@ -191,6 +194,7 @@ def describe_host(state: HostState) -> tuple[str, str, str]:
         case HostStatus.UNLOADING:
             return title, "Unloading", "soft"
         case HostStatus.FAILED:
-            return title, "Could not be loaded", "bad"
+            is_lost = isinstance(state.error, DeviceLostError)
+            return title, "The engine has ended" if is_lost else "Could not be loaded", "bad"
         case _:
             return "No model loaded", "Choose one under Models", "soft"

@@ -138,8 +138,8 @@ def test_tiles_cover_every_token_once() -> None:
 
 
 def test_contexts_are_split_to_fill_the_card() -> None:
-    assert num_splits(1, 8, 16_384, 132) == 32
-    assert num_splits(1, 8, 4096, 132) == 16
-    assert num_splits(8, 8, 4096, 132) == 4
-    assert num_splits(256, 8, 131_072, 132) == 1
-    assert num_splits(0, 8, 4096, 132) == 16
+    assert num_splits(1, 8, 16_384, 264) == 32
+    assert num_splits(1, 8, 4096, 264) == 16
+    assert num_splits(8, 8, 4096, 264) == 4
+    assert num_splits(256, 8, 131_072, 264) == 1
+    assert num_splits(0, 8, 4096, 264) == 16

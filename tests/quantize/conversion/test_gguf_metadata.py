@@ -19,13 +19,14 @@ from tokenizers.trainers import BpeTrainer
 from octavo.checkpoint.folder import FolderHeader, read_folder_header
 from octavo.checkpoint.gguf import GGUFHeader, read_gguf_header
 from octavo.engine.checkpoint_parts import read_tokenizer
+from octavo.engine.embedded_tokenizer import NOTE_KEY
 from octavo.engine.tokenizer import Tokenizer, tokenizer_from_metadata
 from octavo.engine.tokenizer_json import tokenizer_from_folder
-from octavo.errors import UnsupportedModelError
+from octavo.errors import CheckpointError, UnsupportedModelError
 from octavo.quantize.conversion.folder_files import write_folder_files
 from octavo.quantize.conversion.gguf_metadata import gguf_metadata
-from octavo.quantize.conversion.gguf_tokenizer import tokenizer_values
-from octavo.quantize.conversion.gguf_values import GGUFValue, GGUFValueType
+from octavo.quantize.conversion.gguf_tokenizer import tokenizer_remark, tokenizer_values
+from octavo.quantize.conversion.gguf_values import GGUFValue, GGUFValueType, plain_values
 from tests.quantize.conversion.sources import (
     TEXTS,
     gguf_with,
@@ -299,20 +300,48 @@ def test_blanks_that_merging_makes_are_ordinary_tokens(tmp_path: Path) -> None:
     assert target.decode([blanks]) == "   "
 
 
-class TestRefusals:
-    def refusal(self, header: FolderHeader) -> str:
-        with pytest.raises(UnsupportedModelError) as caught:
-            tokenizer_values(header)
-        assert caught.value.hint
-        return caught.value.message
+class TestCarriedFiles:
+    """What GGUF has no key for is read from the folder's own files inside the GGUF file."""
+
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> None:
+        self.folder = tmp_path
+
+    def note(self, header: FolderHeader, *, opens: str) -> str:
+        """Why the files are carried; checks that they give the same tokens, and come back."""
+        source, values = tokenizer_from_folder(header), tokenizer_values(header)
+        path = self.folder / "a.gguf"
+        target = as_gguf(path, values)
+        back = self.folder / "back"
+        back.mkdir()
+        write_folder_files(read_gguf_header(path), back, None)
+        config = json.loads((back / "config.json").read_text(encoding="utf-8"))
+        generation = json.loads((back / "generation_config.json").read_text(encoding="utf-8"))
+        again = tokenizer_from_folder(FolderHeader(back, config, generation, {}))
+        for other in (target, again):
+            assert other.stop_token_ids == source.stop_token_ids
+            assert other.special_tokens == source.special_tokens
+            for text in (*TEXTS, "<|pad|>  x <|pad|>", "<s>x  <s> y"):
+                for parses in (False, True):
+                    expected = source.encode(text, parse_special=parses)
+                    assert other.encode(text, parse_special=parses) == expected, text
+                    assert other.decode(expected) == source.decode(expected)
+        assert values["tokenizer.ggml.model"].value == opens
+        remark = tokenizer_remark(values)
+        assert ("will not open it" in remark) == (opens == "huggingface")
+        note = values[NOTE_KEY].value
+        assert isinstance(note, str)
+        assert remark.startswith(note)
+        return note
 
     def test_tokens_that_swallow_blanks(self, tmp_path: Path) -> None:
         write_tokenizer(tmp_path)
-        message = self.refusal(FolderHeader(tmp_path, {"model_type": "llama"}, {}, {}))
-        assert "'<|pad|>'" in message
+        header = FolderHeader(tmp_path, {"model_type": "llama"}, {}, {})
+        assert "'<|pad|>'" in self.note(header, opens="gpt2")
 
     def test_blank_before_the_beginning_only(self, tmp_path: Path) -> None:
-        assert "very beginning" in self.refusal(tokenizer_folder(tmp_path, "metaspace"))
+        header = tokenizer_folder(tmp_path, "metaspace")
+        assert "very beginning" in self.note(header, opens="llama")
 
     def test_unknown_rule_for_words(self, tmp_path: Path) -> None:
         tokenizer_folder(tmp_path, "llama3")
@@ -320,45 +349,62 @@ class TestRefusals:
         def change(content: dict[str, Any]) -> None:
             content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] += "|x"
 
-        assert "no name" in self.refusal(change_tokenizer(tmp_path, change))
+        assert "no name" in self.note(change_tokenizer(tmp_path, change), opens="huggingface")
 
     def test_normalised_text(self, tmp_path: Path) -> None:
         tokenizer_folder(tmp_path, "byte-level")
         header = change_tokenizer(
             tmp_path, lambda content: content.update(normalizer={"type": "NFC"})
         )
-        assert "NFC" in self.refusal(header)
+        assert "NFC" in self.note(header, opens="huggingface")
 
     def test_tokens_that_are_whole_words(self, tmp_path: Path) -> None:
         tokenizer_folder(tmp_path, "byte-level")
         header = change_tokenizer(
             tmp_path, lambda content: content["added_tokens"][-1].update(single_word=True)
         )
-        assert "whole word" in self.refusal(header)
+        assert "whole word" in self.note(header, opens="gpt2")
 
     def test_merges_that_no_scores_give(self, tmp_path: Path) -> None:
         tokenizer_folder(tmp_path, "prepend")
         header = change_tokenizer(tmp_path, lambda content: content["model"]["merges"].pop())
-        assert "no scores" in self.refusal(header)
+        assert "no scores" in self.note(header, opens="huggingface")
 
     def test_more_ends_of_turn_than_gguf_has_keys_for(self, tmp_path: Path) -> None:
         write_tokenizer(tmp_path)
         change_tokenizer(tmp_path, keep_blanks)
         stops = {"eos_token_id": [2, 300, 301, 302]}
-        message = self.refusal(FolderHeader(tmp_path, {"model_type": "llama"}, stops, {}))
-        assert "3 tokens beside EOS" in message
+        header = FolderHeader(tmp_path, {"model_type": "llama"}, stops, {})
+        assert "3 tokens beside EOS" in self.note(header, opens="gpt2")
 
+    @pytest.mark.parametrize("kind", ["mistral", "phi3", "qwen", "gemma", "llama2"])
+    def test_families(self, tmp_path: Path, kind: str) -> None:
+        write_family_tokenizer(tmp_path, kind)
+        header = FolderHeader(tmp_path, {"model_type": "llama"}, {}, {})
+        assert self.note(header, opens="gpt2" if kind == "qwen" else "llama")
+
+    def test_damaged_files_are_named(self, tmp_path: Path) -> None:
+        values = plain_values(tokenizer_values(tokenizer_folder(tmp_path, "metaspace")))
+        contents = {"{": "a.gguf .* tokenizer.json inside it is no valid", 7: "neither text nor"}
+        for text, message in contents.items():
+            header = gguf_with(tmp_path / "a.gguf", {**values, "tokenizer.huggingface.json": text})
+            with pytest.raises(CheckpointError, match=message):
+                read_tokenizer(header)
+
+
+class TestRefusals:
     def test_architecture_without_an_entry(self, tmp_path: Path) -> None:
         write_model_folder(tmp_path)
         change_json(tmp_path / "config.json", model_type="mamba")
         with pytest.raises(UnsupportedModelError, match="'mamba'"):
             gguf_metadata(read_folder_header(tmp_path))
 
-    def test_sliding_windows(self, tmp_path: Path) -> None:
-        write_model_folder(tmp_path, mistral=True)
-        change_json(tmp_path / "config.json", sliding_window=32)
-        with pytest.raises(UnsupportedModelError, match="window"):
-            gguf_metadata(read_folder_header(tmp_path))
+
+def test_sliding_windows_are_kept(tmp_path: Path) -> None:
+    write_model_folder(tmp_path, mistral=True)
+    change_json(tmp_path / "config.json", sliding_window=32)
+    values = gguf_metadata(read_folder_header(tmp_path))
+    assert values["llama.attention.sliding_window"].value == 32
 
 
 @pytest.mark.starter

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QLabel
 
 from octavo.errors import InsufficientMemoryError
 from octavo.jobs import JobControl, Progress
@@ -209,11 +209,13 @@ async def test_what_octavo_made_is_listed_with_its_report(
     page: QuantizePage, core: FakeCore
 ) -> None:
     path = TinyLlama().write(core.models_dir / "small.gguf")
-    write_report(make_report(output_bytes=path.stat().st_size), path)
+    remark = "Programs that do not know them will not open it."
+    write_report(make_report(output_bytes=path.stat().st_size, remark=remark), path)
     made = make_model("small", path=path)
     core.library.models.append(made)
     core.library.changed.emit(None)
     await until(lambda: bool(page.reports.cards))
+    assert remark in [text.text() for text in page.reports.findChildren(QLabel)]
     asked: list[object] = []
     page.chat_asked.connect(asked.append)
     page.reports.cards[0].chat_asked.emit(made)

@@ -1,7 +1,8 @@
 """The command line's options and help texts: `make_parser`; a module for each group of verbs."""
 
 from octavo import __version__
-from octavo.cli.parsers.chat import add_bench, add_generate, add_run
+from octavo.cli.parsers.bench import add_bench
+from octavo.cli.parsers.chat import add_generate, add_run
 from octavo.cli.parsers.library import add_library_verbs
 from octavo.cli.parsers.manual import (
     ENVIRONMENT,

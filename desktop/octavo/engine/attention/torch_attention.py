@@ -16,7 +16,7 @@ from octavo.engine.attention.base import (
     WindowTables,
 )
 from octavo.engine.attention.kv_types import store_heads
-from octavo.engine.memory import MAX_ATTENTION_SCORES, MAX_GATHERED_TOKENS
+from octavo.engine.step_memory import MAX_ATTENTION_SCORES, MAX_GATHERED_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

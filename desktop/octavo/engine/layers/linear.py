@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from octavo.engine.memory import UNPACKED_DEVICE_SLAB_ELEMENTS, UNPACKED_SLAB_ELEMENTS
 from octavo.engine.quantization.packed import PackedWeight
+from octavo.engine.step_memory import UNPACKED_DEVICE_SLAB_ELEMENTS, UNPACKED_SLAB_ELEMENTS
 
 
 def parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
@@ -79,6 +79,10 @@ class Linear(nn.Module):
             self.packed = matrix
         else:
             self.weight = nn.Parameter(matrix, requires_grad=False)
+
+    def matrix(self, _name: str, _index: int) -> torch.Tensor | PackedWeight:
+        """As `KeepsPacked` says."""
+        return self.weight if self.packed is None else self.packed
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[num_tokens, in_features] to [num_tokens, out_features]."""

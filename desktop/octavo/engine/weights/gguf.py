@@ -22,6 +22,7 @@ from octavo.engine.weights.pieces import (
     damaged,
     is_held_dense,
     not_finite,
+    piece_bytes,
     read_into_memory,
     read_pieces,
 )
@@ -69,11 +70,12 @@ class GGUFWeights:
         unit_elements = math.lcm(head_elements, block_elements)
         unit_bytes = unit_elements // block_elements * block_bytes
         units = out.view(-1, unit_elements)
-        units_per_piece = max(1, PIECE_BYTES // unit_bytes)
+        units_per_piece = max(1, piece_bytes(out.device) // unit_bytes)
         pieces = torch.split(units, units_per_piece)
         sizes = [len(piece) * unit_bytes for piece in pieces]
-        for piece, raw in zip(pieces, read_pieces(path, tensor, sizes), strict=True):
-            if not dequantize_into(piece, raw.to(out.device), tensor.ggml_type):
+        raws = read_pieces(path, tensor, sizes, out.device)
+        for piece, raw in zip(pieces, raws, strict=True):
+            if not dequantize_into(piece, raw, tensor.ggml_type):
                 raise not_finite(path, tensor, out.dtype)
             if is_permuted:
                 heads = piece.view(-1, self._config.head_dim, row_elements)

@@ -13,6 +13,8 @@ from octavo.engine.quantization.packed import PackedWeight
 from octavo.errors import CheckpointError, StorageError
 
 PIECE_BYTES = 4 << 20
+DEVICE_PIECE_BYTES = 16 << 20
+"""The same on the way to a card: two of them for each thread lie in pinned memory."""
 
 
 class StoredTensor(Protocol):
@@ -79,15 +81,31 @@ class CheckpointWeights(Protocol):
         """
 
 
-def read_pieces(path: Path, tensor: StoredTensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+def piece_bytes(device: torch.device) -> int:
+    """How much is read at a time for a device."""
+    return PIECE_BYTES if device.type == "cpu" else DEVICE_PIECE_BYTES
+
+
+def read_pieces(
+    path: Path,
+    tensor: StoredTensor,
+    sizes: Sequence[int],
+    device: torch.device = torch.device("cpu"),  # noqa: B008  (immutable)
+) -> Iterator[Tensor]:
     """Yields the tensor's bytes, [size] uint8 each, in one buffer that is used again.
+
+    Args:
+        path: the file.
+        tensor: in it.
+        sizes: of the pieces, in bytes.
+        device: where the buffer is.
 
     Raises:
         CheckpointError: the file ends before the tensor.
         StorageError: the file cannot be read.
     """
-    buffer = torch.empty(max(sizes), dtype=torch.uint8)
-    yield from _fill_in_turn(path, tensor, (buffer[:size] for size in sizes))
+    buffer = torch.empty(max(sizes), dtype=torch.uint8, device=device)
+    yield from _fill(path, tensor, [buffer[:size] for size in sizes])
 
 
 def read_into_memory(path: Path, tensor: StoredTensor, out: Tensor) -> None:
@@ -102,14 +120,36 @@ def read_into_memory(path: Path, tensor: StoredTensor, out: Tensor) -> None:
         CheckpointError: the file ends before the tensor.
         StorageError: the file cannot be read.
     """
-    targets = torch.split(out, PIECE_BYTES)
-    if out.device.type == "cpu":
-        for _ in _fill_in_turn(path, tensor, targets):
-            pass
+    for _ in _fill(path, tensor, torch.split(out, piece_bytes(out.device))):
+        pass
+
+
+def _fill(path: Path, tensor: StoredTensor, targets: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Reads a tensor's bytes into one target after the other; yields each when it is full.
+
+    A card is reached through two pinned buffers: while one travels, the other is read into. What
+    is done with a target must be done on the thread's current stream.
+    """
+    if targets[0].device.type == "cpu":
+        yield from _fill_in_turn(path, tensor, targets)
         return
-    pieces = read_pieces(path, tensor, [len(target) for target in targets])
-    for target, raw in zip(targets, pieces, strict=True):
-        target.copy_(raw)
+    num_buffers = min(2, len(targets))
+    size = max(map(len, targets))
+    buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(num_buffers)]
+    sent: list[torch.cuda.Event] = []
+
+    def free_buffers() -> Iterator[Tensor]:
+        for turn, target in enumerate(targets):
+            if turn >= num_buffers:
+                sent[turn - num_buffers].synchronize()
+            yield buffers[turn % num_buffers][: len(target)]
+
+    for target, raw in zip(targets, _fill_in_turn(path, tensor, free_buffers()), strict=True):
+        target.copy_(raw, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        sent.append(event)
+        yield target
 
 
 def _fill_in_turn(path: Path, tensor: StoredTensor, targets: Iterable[Tensor]) -> Iterator[Tensor]:

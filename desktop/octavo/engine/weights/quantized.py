@@ -149,9 +149,9 @@ def _parts(
         row_bytes, ends = stored.num_bytes // num_rows, [e * num_rows // length for _, e in spans]
     sizes = [(end - begin) * row_bytes for begin, end in itertools.pairwise([0, *ends])]
     dtype = torch.uint8 if kind.axis == "flat" else _DTYPES[stored.dtype]
-    pieces = read_pieces(stored.path, stored, sizes)
+    pieces = read_pieces(stored.path, stored, sizes, out.device)
     for (start, stop), raw in zip(spans, pieces, strict=True):
-        main = raw.to(out.device).view(dtype)
+        main = raw.view(dtype)
         yield main if kind.axis == "flat" else main.view(-1, *stored.shape[1:]), start, stop
 
 

@@ -19,6 +19,7 @@ from octavo.engine.weights.pieces import (
     PackedTarget,
     is_held_dense,
     not_finite,
+    piece_bytes,
     read_into_memory,
     read_pieces,
 )
@@ -70,10 +71,17 @@ class SafetensorsWeights:
         weight.check(tuple(out.shape))
         tensor = weight.main
         ggml_type, element_bytes = _TYPES[tensor.dtype]
-        pieces = torch.split(out.view(-1), PIECE_BYTES // element_bytes)
+        if out.device.type != "cpu" and PLAIN_DTYPES[ggml_type] is out.dtype:
+            # As it is stored, so straight to where it stays.
+            read_into_memory(tensor.path, tensor, out.view(-1).view(torch.uint8))
+            if not bool(torch.sum(out, dtype=torch.float32).isfinite()):
+                raise not_finite(tensor.path, tensor, out.dtype)
+            return
+        pieces = torch.split(out.view(-1), piece_bytes(out.device) // element_bytes)
         sizes = [len(piece) * element_bytes for piece in pieces]
-        for piece, raw in zip(pieces, read_pieces(tensor.path, tensor, sizes), strict=True):
-            if not dequantize_into(piece, raw.to(out.device), ggml_type):
+        raws = read_pieces(tensor.path, tensor, sizes, out.device)
+        for piece, raw in zip(pieces, raws, strict=True):
+            if not dequantize_into(piece, raw, ggml_type):
                 raise not_finite(tensor.path, tensor, out.dtype)
 
     def read_packed(self, name: str, target: PackedTarget) -> Tensor | PackedWeight:

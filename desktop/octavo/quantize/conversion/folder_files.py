@@ -6,13 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from octavo.checkpoint.folder import CONFIG_FILE, FolderHeader
+from octavo.checkpoint.folder import CONFIG_FILE, GENERATION_FILE, FolderHeader
 from octavo.checkpoint.gguf import GGMLType, GGUFHeader
 from octavo.checkpoint.header import CheckpointHeader
 from octavo.engine.checkpoint_parts import read_tokenizer
+from octavo.engine.embedded_tokenizer import folder_inside
+from octavo.engine.folder_roles import TOKENIZER_CONFIG_FILE
 from octavo.engine.tokenizer import Tokenizer
 from octavo.engine.tokenizer_json import TOKENIZER_FILE, tokenizer_from_folder
 from octavo.errors import StorageError
+from octavo.quantize.conversion.chat_templates import (
+    folder_chat_template_value,
+    gguf_file_chat_templates,
+)
+from octavo.quantize.conversion.embedded_files import ROLES_FILE, files_again
 from octavo.quantize.conversion.folder_tokenizer import (
     special_tokens,
     tokenizer_config,
@@ -21,14 +28,12 @@ from octavo.quantize.conversion.folder_tokenizer import (
 from octavo.quantize.conversion.model_numbers import config_of_gguf
 from octavo.quantize.conversion.same_tokens import check_same_tokens
 
-GENERATION_FILE = "generation_config.json"
-
 _COPIED = (
     GENERATION_FILE,
     TOKENIZER_FILE,
     "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    TOKENIZER_CONFIG_FILE,
+    ROLES_FILE,
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
@@ -110,20 +115,26 @@ class _Translation:
     ) -> None:
         config = _with_packing(self._model_config(dtype), quantization_config)
         generation = self._generation_config()
-        tokens = tokenizer_json(self._tokenizer, self._header)
         _write_json(folder / CONFIG_FILE, config)
         _write_json(folder / GENERATION_FILE, generation)
-        _write_json(folder / TOKENIZER_FILE, tokens, indent=None)
-        _write_json(
-            folder / "tokenizer_config.json", tokenizer_config(self._tokenizer, self._header)
-        )
-        _write_json(
-            folder / "special_tokens_map.json", special_tokens(self._tokenizer, self._header)
-        )
+        for name, content in self._tokenizer_files().items():
+            (folder / name).write_bytes(content)
         written = FolderHeader(folder, config, generation, tensors={})
         check_same_tokens(
             self._tokenizer, tokenizer_from_folder(written), self._header, "a tokenizer.json"
         )
+
+    def _tokenizer_files(self) -> dict[str, bytes]:
+        inside = folder_inside(self._header)
+        if inside is not None:
+            templates = gguf_file_chat_templates(self._header)
+            return files_again(inside, folder_chat_template_value(templates))
+        tokens = tokenizer_json(self._tokenizer, self._header)
+        return {
+            TOKENIZER_FILE: _json_bytes(tokens, indent=None),
+            TOKENIZER_CONFIG_FILE: _json_bytes(tokenizer_config(self._tokenizer, self._header)),
+            ROLES_FILE: _json_bytes(special_tokens(self._tokenizer, self._header)),
+        }
 
     def _model_config(self, dtype: str | None) -> dict[str, Any]:
         padding = special_tokens(self._tokenizer, self._header).get("pad_token")
@@ -169,6 +180,9 @@ def _with_packing(
     )
 
 
-def _write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = 2) -> None:
-    text = json.dumps(content, ensure_ascii=False, indent=indent) + "\n"
-    path.write_text(text, encoding="utf-8")
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_bytes(_json_bytes(content))
+
+
+def _json_bytes(content: Mapping[str, Any], *, indent: int | None = 2) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, indent=indent) + "\n").encode()

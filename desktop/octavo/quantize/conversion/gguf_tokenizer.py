@@ -1,4 +1,9 @@
-"""The keys `tokenizer.*` of a GGUF file from a folder's tokenizer.json and its companions."""
+"""The keys `tokenizer.*` of a GGUF file from a folder's tokenizer.json and its companions.
+
+GGUF names rules and has no words for others. A tokenizer with such a rule is carried as the files
+that it is (`embedded_files`), from which Octavo reads it. Beside them stand the keys that come
+nearest, as other converters write them, or none that another program could mistake for the rule.
+"""
 
 import itertools
 import json
@@ -8,6 +13,7 @@ from typing import Any
 
 from octavo.checkpoint.folder import FolderHeader
 from octavo.engine.chat_template import templates_in_folder
+from octavo.engine.embedded_tokenizer import NOTE_KEY, embedded_folder
 from octavo.engine.folder_roles import text_of_token
 from octavo.engine.pre_tokenizers import PRE_TOKENIZERS
 from octavo.engine.tokenizer import (
@@ -28,11 +34,13 @@ from octavo.engine.tokenizer_json import (
 )
 from octavo.errors import UnsupportedModelError
 from octavo.quantize.conversion.chat_templates import gguf_chat_templates
+from octavo.quantize.conversion.embedded_files import embedded_files
 from octavo.quantize.conversion.gguf_values import (
     GGUFValue,
     GGUFValueType,
     array,
     boolean,
+    plain_values,
     string,
     uint32,
 )
@@ -41,6 +49,10 @@ from octavo.quantize.conversion.same_tokens import check_same_tokens
 _GPT2_WORDS = PRE_TOKENIZERS["gpt-2"].patterns
 _PREFIX = {"type": "Prepend", "prepend": SPACE_SYMBOL}
 _SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_SYMBOL}
+_ONLY_BEGINNING = "puts a blank before text at the very beginning only, not after control tokens"
+_MODEL_KEY = "tokenizer.ggml.model"
+_UNNAMED = "huggingface"
+"""As the kind of tokenizer: no other program takes it for a rule of its own."""
 _HINT = "Choose a method that writes a folder, which keeps the tokenizer as it is."
 
 
@@ -48,21 +60,88 @@ def tokenizer_values(header: FolderHeader) -> dict[str, GGUFValue]:
     """Translates the tokenizer, and checks on difficult text that it gives the same ids.
 
     Raises:
-        UnsupportedModelError: GGUF cannot say how this tokenizer works.
+        UnsupportedModelError: a kind of tokenizer that Octavo does not run.
         CheckpointError: a file is damaged.
     """
     tokenizer = tokenizer_from_folder(header)
+    differences: list[str] = []
+    try:
+        keys, has_blanks = _keys(header, tokenizer, differences)
+        values = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+        if not differences:
+            translated = tokenizer_from_metadata(plain_values(values))
+            check_same_tokens(
+                tokenizer, translated, header, "GGUF", knows_space_symbol=not has_blanks
+            )
+    except UnsupportedModelError as error:
+        differences = [error.message]
+        values = _lists_alone(header, tokenizer)
+    if differences:
+        values |= embedded_files(header, " ".join(differences))
+        check_same_tokens(tokenizer, _embedded(header, values), header, "GGUF")
+    return values | gguf_chat_templates(templates_in_folder(header))
+
+
+def tokenizer_remark(values: Mapping[str, GGUFValue]) -> str:
+    """What somebody should know who gives the file to other programs; empty: nothing."""
+    if NOTE_KEY not in values:
+        return ""
+    others = (
+        "will not open it"
+        if values[_MODEL_KEY].value == _UNNAMED
+        else "read the nearest that GGUF can say"
+    )
+    return (
+        f"{values[NOTE_KEY].value} Octavo reads the tokenizer's own files, which the result "
+        f"carries; programs that do not know them {others}."
+    )
+
+
+def _keys(
+    header: FolderHeader, tokenizer: Tokenizer, differences: list[str]
+) -> tuple[dict[str, GGUFValue], bool]:
+    """The keys of `tokenizer.ggml`, and whether a typed `▁` counts as a blank."""
     file = header.read_json(TOKENIZER_FILE)
     if file is not None:
-        return _Translation(header, tokenizer, file).values()
+        return _Translation(header, tokenizer, file, differences).keys()
     assert isinstance(tokenizer, SentencePieceTokenizer), "the only other kind there is"
-    return _pieces_values(header, tokenizer)
+    return _pieces_keys(header, tokenizer, differences), False
+
+
+def _lists_alone(header: FolderHeader, tokenizer: Tokenizer) -> dict[str, GGUFValue]:
+    """Tokens and what they are for, but no rule that makes them of text."""
+    vocabulary = tokenizer.vocabulary
+    keys = {
+        "model": string(_UNNAMED),
+        **_token_lists(vocabulary.tokens, vocabulary.types),
+        **_roles(header, vocabulary, [], unknown=None, padding=None, adds_eos=False),
+    }
+    return {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+
+def _embedded(header: FolderHeader, values: Mapping[str, GGUFValue]) -> Tokenizer:
+    folder = embedded_folder(plain_values(values), header.path, header.tensors)
+    assert folder is not None
+    return tokenizer_from_folder(folder)
 
 
 class _Translation:
     """The tokenizer of one folder: what the engine makes of it, and what the file says beside."""
 
-    def __init__(self, header: FolderHeader, tokenizer: Tokenizer, file: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        header: FolderHeader,
+        tokenizer: Tokenizer,
+        file: dict[str, Any],
+        differences: list[str],
+    ) -> None:
+        """Args:
+        header: the folder.
+        tokenizer: made of it.
+        file: its tokenizer.json.
+        differences: gets a sentence for each thing that the keys come near to, but do not say.
+        """
+        self._differences = differences
         self._header = header
         self._tokenizer = tokenizer
         self._file = file
@@ -74,8 +153,13 @@ class _Translation:
         self._tokens = list(tokenizer.vocabulary.tokens)
         self._types = [int(kind) for kind in tokenizer.vocabulary.types]
 
-    def values(self) -> dict[str, GGUFValue]:
-        self._refuse_what_has_no_place()
+    def keys(self) -> tuple[dict[str, GGUFValue], bool]:
+        """As `_keys`.
+
+        Raises:
+            UnsupportedModelError: no keys come near to what this tokenizer does.
+        """
+        self._note_what_has_no_place()
         patterns = _byte_level_patterns(self._content["pre_tokenizer"])
         has_blanks = patterns is None and self._write_blanks()
         kind = self._sentence_piece() if patterns is None else self._byte_level(patterns)
@@ -85,18 +169,14 @@ class _Translation:
         roles = _roles(
             self._header,
             self._tokenizer.vocabulary,
+            self._differences,
             unknown=unknown,
             padding=self._id_of("pad_token"),
             adds_eos=self._adds_eos(),
         )
-        return _checked(
-            self._header,
-            self._tokenizer,
-            {**kind, **_token_lists(self._tokens, self._types), **roles},
-            has_blanks=has_blanks,
-        )
+        return {**kind, **_token_lists(self._tokens, self._types), **roles}, has_blanks
 
-    def _refuse_what_has_no_place(self) -> None:
+    def _note_what_has_no_place(self) -> None:
         for key in ("continuing_subword_prefix", "end_of_word_suffix"):
             if self._model.get(key):
                 raise self._no_place(f"marks parts of words with {self._model[key]!r}")
@@ -104,13 +184,13 @@ class _Translation:
         for token in self._file.get("added_tokens") or []:
             text = token["content"]
             if token.get("lstrip") or token.get("rstrip"):
-                raise self._no_place(f"has the token {text!r}, which swallows blanks beside it")
+                self._note(f"has the token {text!r}, which swallows blanks beside it")
             if token.get("single_word"):
-                raise self._no_place(f"has the token {text!r}, which counts only as a whole word")
+                self._note(f"has the token {text!r}, which counts only as a whole word")
             is_normalized = token.get("normalized") and self._content["normalizer"]
             # Of blanks alone it is known what becomes of them.
             if is_normalized and text not in special and self._content["normalizer"] != _SPACES:
-                raise self._no_place(f"looks for the token {text!r} in normalised text")
+                self._note(f"looks for the token {text!r} in normalised text")
 
     def _byte_level(self, patterns: Sequence[str]) -> dict[str, GGUFValue]:
         changes = [part.get("type") for part in pipeline_steps(self._content["normalizer"])]
@@ -194,11 +274,12 @@ class _Translation:
                 raise self._no_place("cuts text at blanks before it merges")
             if cuts[0].get("prepend_scheme") == "never":
                 return False
-            raise self._no_place(
-                "puts a blank before text at the very beginning only, not after control tokens"
+            self._note(
+                _ONLY_BEGINNING
                 if cuts[0].get("prepend_scheme") == "first"
                 else "puts a blank before text unless one stands there"
             )
+            return True
         raise self._no_place("writes blanks in a way of its own")
 
     def _joins_words(self) -> bool:
@@ -254,34 +335,40 @@ class _Translation:
             token = self._file["model"].get("unk_token")
         return self._tokenizer.vocabulary.ids.get(text_of_token(token))
 
+    def _note(self, problem: str) -> None:
+        self._differences.append(_sentence(self._header, problem))
+
     def _no_place(self, problem: str) -> UnsupportedModelError:
-        return _no_place(self._header, problem)
+        return UnsupportedModelError(_sentence(self._header, problem), hint=_HINT)
 
 
-def _pieces_values(header: FolderHeader, tokenizer: SentencePieceTokenizer) -> dict[str, GGUFValue]:
-    """Of a tokenizer.model alone: GGUF says the very same things."""
+def _pieces_keys(
+    header: FolderHeader, tokenizer: SentencePieceTokenizer, differences: list[str]
+) -> dict[str, GGUFValue]:
+    """Of a tokenizer.model alone: GGUF says nearly the same things."""
     vocabulary = tokenizer.vocabulary
-    for text, manners in vocabulary.manners.items():
-        if manners.strips_left or manners.strips_right or manners.is_whole_word:
-            raise _no_place(header, f"has the token {text!r}, which swallows blanks beside it")
+    problems = [
+        f"has the token {text!r}, which swallows blanks beside it"
+        for text, manners in vocabulary.manners.items()
+        if manners.strips_left or manners.strips_right or manners.is_whole_word
+    ]
     if tokenizer.strips_leading_space and tokenizer.prefixes_only_beginning:
-        raise _no_place(
-            header, "puts a blank before text at the very beginning only, not after control tokens"
-        )
+        problems.append(_ONLY_BEGINNING)
+    differences += [_sentence(header, problem) for problem in problems]
     unknown = next(iter(vocabulary.ids_of(TokenType.UNKNOWN)), None)
-    keys = {
+    return {
         **_sentence_piece_keys(tokenizer.scores, adds_space_prefix=tokenizer.strips_leading_space),
         "remove_extra_whitespaces": boolean(tokenizer.removes_extra_whitespaces),
         **_token_lists(vocabulary.tokens, vocabulary.types),
         **_roles(
             header,
             vocabulary,
+            differences,
             unknown=unknown,
             padding=vocabulary.ids.get(vocabulary.role_tokens.get("pad_token", "")),
             adds_eos=bool((header.read_json("tokenizer_config.json") or {}).get("add_eos_token")),
         ),
     }
-    return _checked(header, tokenizer, keys, has_blanks=False)
 
 
 def _sentence_piece_keys(
@@ -306,6 +393,7 @@ def _token_lists(tokens: Sequence[str], types: Sequence[int]) -> dict[str, GGUFV
 def _roles(
     header: FolderHeader,
     vocabulary: Vocabulary,
+    differences: list[str],
     *,
     unknown: int | None,
     padding: int | None,
@@ -321,7 +409,8 @@ def _roles(
     others = sorted(vocabulary.stop_token_ids - implied - {vocabulary.eos_token_id})
     if len(others) > 2:
         names = ", ".join(repr(vocabulary.tokens[token_id]) for token_id in others)
-        raise _no_place(header, f"ends a turn at {len(others)} tokens beside EOS ({names})")
+        problem = f"ends a turn at {len(others)} tokens beside EOS ({names})"
+        differences.append(_sentence(header, problem))
     ids |= dict(zip(("eot_token_id", "eom_token_id"), others, strict=False))
     roles = {key: uint32(token_id) for key, token_id in ids.items() if token_id is not None}
     roles["add_bos_token"] = boolean(vocabulary.adds_bos)
@@ -329,19 +418,8 @@ def _roles(
     return roles
 
 
-def _checked(
-    header: FolderHeader, tokenizer: Tokenizer, keys: Mapping[str, GGUFValue], *, has_blanks: bool
-) -> dict[str, GGUFValue]:
-    values = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-    translated = tokenizer_from_metadata({key: value.plain for key, value in values.items()})
-    check_same_tokens(tokenizer, translated, header, "GGUF", knows_space_symbol=not has_blanks)
-    return values | gguf_chat_templates(templates_in_folder(header))
-
-
-def _no_place(header: FolderHeader, problem: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"The tokenizer of {header.path.name} {problem}, which no GGUF file can say.", hint=_HINT
-    )
+def _sentence(header: FolderHeader, problem: str) -> str:
+    return f"The tokenizer of {header.path.name} {problem}, for which GGUF has no key."
 
 
 def _cuts_at_blanks(step: Mapping[str, Any]) -> bool:

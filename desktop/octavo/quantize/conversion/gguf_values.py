@@ -1,6 +1,6 @@
 """`GGUFValue`: a metadata value together with the type that a GGUF file gives it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ __all__ = [
     "array",
     "boolean",
     "float32",
+    "plain_values",
     "string",
     "uint32",
 ]
@@ -62,3 +63,8 @@ def string(value: str) -> GGUFValue:
 def array(element_type: GGUFValueType, values: Iterable[GGUFScalar]) -> GGUFValue:
     """Makes an array of one type."""
     return GGUFValue(element_type, tuple(values))
+
+
+def plain_values(values: Mapping[str, GGUFValue]) -> dict[str, GGUFScalar | list[GGUFScalar]]:
+    """Metadata as a header that was read has it."""
+    return {key: value.plain for key, value in values.items()}

@@ -45,7 +45,7 @@ OPENED_SCHEMES = ("http", "https", "mailto")
 REASONS = {
     HostStatus.EMPTY: "No model is loaded. Choose one above.",
     HostStatus.LOADING: "The model is still loading.",
-    HostStatus.FAILED: "Could not be loaded. Choose another above.",
+    HostStatus.FAILED: "The model is not there. See above.",
     HostStatus.UNLOADING: "The model is being unloaded.",
     HostStatus.READY: "",
 }

@@ -39,11 +39,6 @@ class GpuGroup(QWidget):
         self.more.hide()
         column.addWidget(self.more)
 
-    def set_calm(self, is_calm: bool) -> None:
-        """One of many cards."""
-        for tile in (self.vram, self.load, self.temperature, self.power):
-            tile.set_calm(is_calm)
-
     def show_reading(self, gpu: GpuReading, history: GpuHistory, times_s: Series) -> None:
         self._show_frame(gpu.name, gpu.problem)
         if gpu.problem:

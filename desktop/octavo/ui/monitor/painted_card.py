@@ -4,11 +4,14 @@ Labels would have the page laid out anew with each reading, and every widget wit
 own has all below it painted as well; twice a second, for ten cards and more, that is what costs.
 """
 
+import math
+
 from PySide6.QtCore import QEvent, QRectF, Qt
 from PySide6.QtGui import (
     QColor,
     QFont,
     QFontMetrics,
+    QFontMetricsF,
     QPainter,
     QPaintEvent,
     QPen,
@@ -24,9 +27,10 @@ from octavo.ui.tokens import FONT_SMALL, RADIUS_CARD
 
 
 class Type:
-    """A font, and how wide texts are in it; what recurs is measured once."""
+    """A font, and how wide texts are in it: as their letters side by side, each measured once.
 
-    MAX_KEPT = 512
+    Kerning would only move them together; to ask for it takes longer than to paint the text.
+    """
 
     def __init__(self, font: QFont) -> None:
         self.font = font
@@ -34,20 +38,18 @@ class Type:
         self.height, self.ascent = metrics.height(), metrics.ascent()
         self.average_width = metrics.averageCharWidth()
         self._metrics = metrics
-        self._widths: dict[str, int] = {}
+        self._letter_widths: dict[str, float] = {}
 
     def width(self, text: str) -> int:
-        width = self._widths.get(text)
-        if width is None:
-            if len(self._widths) >= self.MAX_KEPT:
-                self._widths.clear()
-            width = self._widths[text] = self._metrics.horizontalAdvance(text)
-        return width
+        widths = self._letter_widths
+        for letter in text:
+            if letter not in widths:
+                widths[letter] = QFontMetricsF(self.font).horizontalAdvance(letter)
+        return math.ceil(sum(map(widths.__getitem__, text)))
 
     def cut(self, text: str, room: int) -> str:
         """The text, or its beginning where there is no room for it."""
-        # Letter by letter is an upper bound (kerning only moves them together) and costs less.
-        if sum(map(self.width, text)) <= room:
+        if self.width(text) <= room:
             return text
         return self._metrics.elidedText(text, Qt.TextElideMode.ElideRight, room)
 

@@ -12,8 +12,8 @@ from octavo.monitor.sampler import DEFAULT_INTERVAL_S
 from octavo.ui.monitor.painted_card import PaintedCard
 from octavo.ui.tokens import SPACE_INSET, SPACE_TIGHT, SPACE_WITHIN, scaled
 from octavo.ui.widgets.labels import label
-from octavo.ui.widgets.sparkline import CALM_REDRAW_S, REDRAW_S, Sparkline
 from octavo.ui.widgets.sparkline import HEIGHT as LINE_HEIGHT
+from octavo.ui.widgets.sparkline import Sparkline
 
 SPAN_S = 120.0
 HISTORY_CAPACITY = min(DEFAULT_CAPACITY, int(SPAN_S / DEFAULT_INTERVAL_S) + 1)
@@ -50,10 +50,6 @@ class Tile(PaintedCard):
             self.update(self._foot)
             self._cut_detail()
         self.setAccessibleName(f"{self._name}: {figure}. {detail}")
-
-    def set_calm(self, is_calm: bool) -> None:
-        """Among many tiles the line is moved on less often; the figure is always the newest."""
-        self._line.redraw_s = CALM_REDRAW_S if is_calm else REDRAW_S
 
     def show_history(self, times_s: Series, values: Series, top: float) -> None:
         """Draws a series that was read at these times, or at the last of them."""

@@ -96,6 +96,8 @@ class ReportCard(Card):
         self.body.addLayout(self._grid)
         self.sentence = label(describe_loss(report), "soft", wrap=True)
         self.body.addWidget(self.sentence)
+        if report.remark:
+            self.body.addWidget(label(report.remark, "caption", wrap=True))
         self.set_wide(True)
 
     def set_wide(self, is_wide: bool) -> None:

@@ -15,8 +15,6 @@ LINE_WIDTH = 1.5
 FILL_ALPHA = 0.28
 REDRAW_S = 0.9
 """A picture that is younger is usually not moved on: that would be a pixel or so."""
-CALM_REDRAW_S = 1.9
-"""Where many lines are in sight, each is moved on by a few pixels less often."""
 NUM_CORNERS = 2
 """Readings before the newest piece that are drawn again, so that the line's corners stay."""
 GAP_S = 2.0
@@ -47,8 +45,6 @@ class Sparkline:
         self._values: History = ()
         self._top = 1.0
         self._drawn: _Drawing | None = None
-        self.redraw_s = REDRAW_S
-        """A picture that is younger is not moved on."""
         self.num_whole_drawings = 0
         """How often nothing of an earlier picture could be used."""
 
@@ -78,7 +74,7 @@ class Sparkline:
         if before is None or not before.is_of(self._values, size, self._top, theme):
             before = _Drawing(self._values, size, self._top, theme, LINE_WIDTH * ratio)
         newest_s = self._newest_s()
-        if newest_s is not None and before.is_behind(newest_s, self.redraw_s):
+        if newest_s is not None and before.is_behind(newest_s):
             self._advance(before, newest_s)
         self._drawn = before
         painter.drawPixmap(area, before.pixmap)
@@ -87,9 +83,7 @@ class Sparkline:
     def is_due(self) -> bool:
         """Whether painting it now would show something new."""
         newest_s = self._newest_s()
-        return newest_s is not None and (
-            self._drawn is None or self._drawn.is_behind(newest_s, self.redraw_s)
-        )
+        return newest_s is not None and (self._drawn is None or self._drawn.is_behind(newest_s))
 
     def stretches(self, size: QSize, line_width: float = LINE_WIDTH) -> list[list[QPointF]]:
         """The points of each unbroken piece of the line, in a picture of that size."""
@@ -207,8 +201,8 @@ class _Drawing:
             and theme is self._theme
         )
 
-    def is_behind(self, newest_s: float, redraw_s: float) -> bool:
-        return self.newest_s is None or not 0 <= newest_s - self.newest_s < redraw_s
+    def is_behind(self, newest_s: float) -> bool:
+        return self.newest_s is None or not 0 <= newest_s - self.newest_s < REDRAW_S
 
     def scroll(self, num_pixels: int) -> None:
         if num_pixels:

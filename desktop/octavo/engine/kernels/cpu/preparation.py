@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numba
@@ -17,25 +17,38 @@ import psutil
 from octavo.engine.kernels.cpu.kernel_cache import (
     MODULES,
     KernelCompiler,
+    ReportParts,
+    is_cache_given,
     kernel_folder,
     mark_ready,
+    mark_used,
     missing_parts,
     parts,
 )
+from octavo.errors import EngineError
 
 _LOW_PRIORITY = 10
 _POLL_S = 0.2
 
 
 def prepare_kernels(
-    forms: Iterable[str], cache_dir: str | None, report: Callable[[int, int], None]
+    forms: Iterable[str],
+    cache_dir: str | None,
+    report: ReportParts,
+    *,
+    in_child_only: bool = False,
 ) -> None:
     """Has all kernels ready that a model with these forms of tiles needs.
 
     Args:
         forms: names of `tiles_forms.FORMS`.
         cache_dir: where compiled kernels are kept; None: where Numba keeps them.
-        report: told how many of how many parts are ready while they are compiled.
+        report: told how far it is while they are compiled.
+        in_child_only: does not try in this process what the child failed at: other threads of it
+            would stand still for most of a minute.
+
+    Raises:
+        EngineError: the child failed, and nothing is tried here.
     """
     forms = tuple(forms)
     folder = kernel_folder(cache_dir)
@@ -43,12 +56,22 @@ def prepare_kernels(
         folder.mkdir(parents=True, exist_ok=True)
         numba.config.CACHE_DIR = str(folder)
         if missing_parts(folder, forms):
+            compiler = KernelCompiler(folder, forms)
             # If it fails, the same happens here, where an error can be seen.
-            KernelCompiler(folder, forms).wait(report)
-    for part in parts(forms):
+            if not compiler.wait(report) and in_child_only:
+                reason = compiler.last_words.removesuffix(".")
+                raise EngineError(
+                    f"The processor's kernels could not be compiled: {reason}.",
+                    hint="Load the model again to try once more.",
+                )
+    names = parts(forms)
+    for number, part in enumerate(names):
+        report(number, len(names))
         _load(part)
         if folder is not None:
             mark_ready(folder, part)
+    if folder is not None and not is_cache_given():
+        mark_used(folder)
 
 
 def _load(part: str) -> None:

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.engine.kernels.triton.attention_tiling import AttentionTiling
 from octavo.engine.kernels.triton.heads import (
     SAME,
     HeadNorms,
@@ -43,12 +44,12 @@ def padded_head_dim(head_dim: int) -> int:
     return max(_MIN_ROWS, 1 << (head_dim - 1).bit_length())
 
 
-def num_splits(num_seqs: int, num_kv_heads: int, max_context: int, num_processors: int) -> int:
+def num_splits(num_seqs: int, num_kv_heads: int, max_context: int, num_programs: int) -> int:
     """Into how many stretches contexts are cut: a power of two that fills the card.
 
     From what the step may hold, not from what it holds: a captured graph keeps the number.
     """
-    wanted = 2 * num_processors // max(1, num_seqs * num_kv_heads)
+    wanted = num_programs // max(1, num_seqs * num_kv_heads)
     most = _MAX_SPLITS if max_context > _MANY_TOKENS else _MAX_SPLITS // 2
     splits = 1
     while splits * 2 <= min(wanted, most):
@@ -304,8 +305,23 @@ def _reduce_splits(
 class SplitScratch:
     """Where the stretches of a step leave their parts; layers use it one after another."""
 
-    def __init__(self, num_seqs: int, shape: DecodeShape, splits: int, device: torch.device):
+    def __init__(
+        self,
+        num_seqs: int,
+        shape: DecodeShape,
+        splits: int,
+        device: torch.device,
+        tiling: AttentionTiling | None = None,
+    ) -> None:
+        """Args:
+        num_seqs: of the step.
+        shape: the model's.
+        splits: into how many stretches contexts are cut.
+        device: where all lies.
+        tiling: of the programs; None: the default.
+        """
         self.splits = splits
+        self.tiling = tiling or AttentionTiling()
         count = num_seqs * shape.num_heads * splits if splits > 1 else 1
         self.sums = torch.empty(count * shape.head_dim, dtype=torch.float32, device=device)
         self.maxima = torch.empty(count, dtype=torch.float32, device=device)
@@ -361,6 +377,7 @@ def decode_attention(
     block_d = padded_head_dim(shape.head_dim)
     is_wide = query.dtype is torch.float32 or block_d > 128
     keys, values = cache.keys, cache.values
+    tiling = scratch.tiling
     _attend_split[(num_seqs, shape.num_kv_heads, scratch.splits)](
         query,
         query if rotation is None else rotation.cosines,
@@ -398,11 +415,11 @@ def decode_attention(
         IN_FLOAT32=norms is not None and norms.in_float32,
         SPLITS=scratch.splits,
         BLOCK_M=max(_MIN_ROWS, triton.next_power_of_2(group)),
-        BLOCK_N=32 if is_wide else 64,
+        BLOCK_N=min(32, tiling.keys) if is_wide else tiling.keys,
         BLOCK_D=block_d,
-        STAGES=2,
+        STAGES=tiling.stages,
         OVERLAP=overlap,
-        num_warps=4,
+        num_warps=tiling.warps,
         **launch_options(overlap),
     )
     if scratch.splits > 1:
