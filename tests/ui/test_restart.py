@@ -1,6 +1,7 @@
 """A window that asks for a new process gets one, in the place of its own."""
 
 import argparse
+import os
 import sys
 
 import pytest
@@ -17,6 +18,6 @@ def test_restart(
     replaced: list[list[str]] = []
     monkeypatch.setattr(window, "why_no_window", lambda *_: None)
     monkeypatch.setattr(desktop, "run_desktop", lambda *_, **__: status)
-    monkeypatch.setattr(window.os, "execv", lambda _, command: replaced.append(command))
+    monkeypatch.setattr(os, "execv", lambda _, command: replaced.append(command))
     assert window.open_window(argparse.Namespace(opened=""), paths) == status
     assert replaced == ([[sys.executable, "-m", "octavo"]] if restarts else [])
