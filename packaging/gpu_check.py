@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("torch", "triton", "pytest", "numpy", "psutil", "pynvml", "platformdirs", "tokenizers")
 SHAPES = ("Llama-3.2-1B", "Llama-3.1-8B", "Qwen3-0.6B", "Qwen3-8B")
-FORMATS = ("bf16", "int4")
+FORMATS = ("bf16", "int4", "q4_k_m")
 # The project's own settings name plugins for Qt and asyncio that such a machine need not have.
 PYTEST_SETTINGS = """[pytest]
 addopts = --strict-markers --import-mode=importlib -ra

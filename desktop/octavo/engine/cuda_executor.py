@@ -9,6 +9,7 @@ from octavo.engine.attention.base import AttentionMetadata, WindowTables
 from octavo.engine.attention.triton_attention import TritonAttention
 from octavo.engine.batch import DecodeStep, PersistentBatch, StepInputs
 from octavo.engine.decode_graphs import ChosenTokens, DecodeGraphs
+from octavo.engine.executor import Draws
 from octavo.engine.kernels.triton.attention_tiling import load_tilings
 from octavo.engine.kernels.triton.decode_attention import DecodeShape, padded_head_dim
 from octavo.engine.kernels.triton.decode_inputs import rotate_positions
@@ -19,7 +20,7 @@ from octavo.engine.kv_groups import kv_groups, num_blocks_for
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import DTYPES, Decoder
-from octavo.engine.models.fused_decoder import FusedDecoder, MakeMatrix
+from octavo.engine.models.fused_decoder import FusedDecoder
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence
 from octavo.engine.sequence import Sequence as TokenSequence
@@ -39,7 +40,6 @@ class CudaExecutor:
         *,
         max_num_seqs: int,
         reason: str = "",
-        make_matrix: MakeMatrix | None = None,
         tuning_table: Path | None = None,
         await_weights: Callable[[], object] = lambda: None,
     ) -> None:
@@ -51,7 +51,6 @@ class CudaExecutor:
             plan: says device, data type and the size of the cache.
             max_num_seqs: the most sequences of a step.
             reason: why this executor was chosen.
-            make_matrix: how linear layers are multiplied by; None: as the model holds them.
             tuning_table: of this machine's own card; None: there is none.
             await_weights: returns when the model's weights have been read. Until then kernels are
                 compiled, which asks only where the weights are.
@@ -86,9 +85,8 @@ class CudaExecutor:
             tilings=load_tilings(plan.device.name, padded_head_dim(config.head_dim), tuning_table),
         )
         with torch.inference_mode():
-            self._fused = FusedDecoder(model, config, overlap=overlap, make_matrix=make_matrix)
+            self._fused = FusedDecoder(model, config, overlap=overlap)
             self._graphs = DecodeGraphs(
-                model,
                 self._fused,
                 config,
                 self._kv_cache,
@@ -147,7 +145,7 @@ class CudaExecutor:
         )
         if inputs.token_ids[: inputs.num_decode].min(initial=0) < 0:
             token_ids = self._graphs.resolve(token_ids)
-        hidden = self._model.model.embed_tokens(token_ids)
+        hidden = self._fused.embed(token_ids)
         return self._fused.run(
             hidden,
             self._rotations(positions),
@@ -159,10 +157,8 @@ class CudaExecutor:
     def decode(self, step: DecodeStep) -> torch.Tensor:
         return self._graphs.run(step.packed, step.stale_rows, step.stale_tables)
 
-    def choose(
-        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
-    ) -> ChosenTokens:
-        return self._graphs.choose(hidden, temperatures, keys)
+    def choose(self, hidden: torch.Tensor, draws: Draws) -> ChosenTokens:
+        return self._graphs.choose(hidden, draws)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._model.finish_logits(self._fused.project(hidden))
@@ -181,7 +177,7 @@ class CudaExecutor:
             sequence.block_tables = [[1 + index] for _ in self._windows]
             scheduled.append(ScheduledSequence(sequence, start, num_tokens))
         hidden = self.forward_sampled(batch.prepare(ScheduledBatch(tuple(scheduled))))
-        self.choose(hidden, (0.0, 0.0), (0, 0)).token_ids()
+        self.choose(hidden, Draws((0.0, 0.0), (0, 0))).token_ids()
 
     def _rotations(self, positions: torch.Tensor) -> list[HeadRotation]:
         rotations = []

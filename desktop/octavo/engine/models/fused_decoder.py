@@ -4,7 +4,7 @@ For NVIDIA cards. What it computes is defined by the modules; where roundings di
 is because a kernel keeps in float32 what the modules write out between two operations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,15 +17,19 @@ from octavo.engine.kernels.triton.decode_inputs import RotationRule
 from octavo.engine.kernels.triton.gated_activation import gated_activation
 from octavo.engine.kernels.triton.gemv import InputNorm
 from octavo.engine.kernels.triton.heads import HeadNorms, HeadRotation
-from octavo.engine.kernels.triton.matrices import DenseMatrix, Matrix
+from octavo.engine.kernels.triton.matrices import Matrix
 from octavo.engine.kernels.triton.rms_norm import add_rms_norm
-from octavo.engine.layers.linear import FusedLinear, Linear
 from octavo.engine.layers.mlp import GatedMLP
+from octavo.engine.layers.moe import MoE
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder, DecoderLayer
-from octavo.engine.models.gpu_matrices import ModuleMatrix, make_gpu_matrix
-
-MakeMatrix = Callable[[Linear | FusedLinear], Matrix]
+from octavo.engine.models.gpu_experts import GpuExperts
+from octavo.engine.models.gpu_matrices import (
+    MakeMatrix,
+    ModuleMatrix,
+    make_gpu_embedding,
+    make_gpu_matrix,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +39,10 @@ class _Layer:
     qkv: Matrix
     output: Matrix
     gate_up: Matrix | None
-    """None: a feed-forward part of experts, which its own module computes."""
+    """None: a feed-forward part of experts."""
     down: Matrix | None
-    experts: nn.Module | None
+    experts: GpuExperts | MoE | None
+    """As a module where its matrices are packed."""
     rule: AttentionRule
     sinks: torch.Tensor | None
     rotation: int | None
@@ -49,6 +54,13 @@ class _Layer:
     norm_after_attention: torch.Tensor | None
     norm_before_mlp: torch.Tensor | None
     norm_after_mlp: torch.Tensor | None
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Those that every token is multiplied by."""
+        own = [self.qkv, self.output, self.gate_up, self.down]
+        routed = self.experts.matrices if isinstance(self.experts, GpuExperts) else ()
+        return *(matrix for matrix in own if matrix is not None), *routed
 
 
 @dataclass(slots=True)
@@ -69,7 +81,6 @@ class FusedDecoder:
         config: ModelConfig,
         *,
         overlap: bool = False,
-        make_matrix: MakeMatrix | None = None,
     ) -> None:
         """Takes over a loaded model's weights without copying them.
 
@@ -77,24 +88,22 @@ class FusedDecoder:
             model: loaded.
             config: its numbers.
             overlap: whether kernels may overlap with those before them.
-            make_matrix: how a linear layer's weights are multiplied by; None: as they are.
         """
         self._config = config
         self._overlap = overlap
         self._model = model
         dtype = model.model.norm.weight.dtype
-        make = make_matrix or partial(make_gpu_matrix, dtype=dtype, overlap=overlap)
+        make = partial(make_gpu_matrix, dtype=dtype, overlap=overlap)
         self._layers = [
             self._take_layer(model.model.layers[index], index, make)  # type: ignore[arg-type]
             for index in range(config.num_layers)
         ]
         self._final_norm = model.model.norm.weight
         head = model.lm_head
-        self._head: Matrix | None = None
-        if head is not None:
-            self._head = make(head)
-        elif model.model.embed_tokens.packed is None:
-            self._head = DenseMatrix(model.model.embed_tokens.weight, overlap=overlap)
+        self.embedding, tied_head = make_gpu_embedding(
+            model.model.embed_tokens, dtype, overlap=overlap
+        )
+        self._head = tied_head if head is None else make(head)
         self.rotation_rules = tuple(
             RotationRule(rotary.frequencies(), rotary.magnitude) for rotary in model.model.rotations
         )
@@ -103,18 +112,14 @@ class FusedDecoder:
     def can_be_captured(self) -> bool:
         """Whether nothing in a step waits for the device or asks it anything.
 
-        Modules do: a feed-forward part of experts, and formats that are unpacked at each product.
+        Modules do: experts with packed matrices, and formats that are unpacked at each product.
         """
-        if self._head is None or isinstance(self._head, ModuleMatrix):
+        if self._head is None or any(isinstance(layer.experts, MoE) for layer in self._layers):
             return False
-        return not any(
-            layer.experts is not None
-            or isinstance(layer.qkv, ModuleMatrix)
-            or isinstance(layer.output, ModuleMatrix)
-            or isinstance(layer.gate_up, ModuleMatrix)
-            or isinstance(layer.down, ModuleMatrix)
-            for layer in self._layers
-        )
+        if not self.embedding.can_be_captured:
+            return False
+        matrices = [self._head, *(one for layer in self._layers for one in layer.matrices)]
+        return not any(isinstance(matrix, ModuleMatrix) for matrix in matrices)
 
     def run(
         self,
@@ -145,12 +150,19 @@ class FusedDecoder:
         last = self._layers[-1]
         for layer, cache in zip(self._layers, caches, strict=True):
             rotation = None if layer.rotation is None else rotations[layer.rotation]
-            if is_alone and layer.experts is None:
+            if is_alone and not isinstance(layer.experts, MoE):
                 self._run_layer_for_one(layer, stream, rotation, cache, step)
             else:
                 wanted = rows if layer is last else None
                 self._run_layer(layer, stream, rotation, cache, step, wanted)
         return self._add_norm(stream, self._final_norm, output=output)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[num_tokens], int64, to [num_tokens, hidden_size]."""
+        dtype = self._final_norm.dtype
+        hidden = token_ids.new_empty(len(token_ids), self._config.hidden_size, dtype=dtype)
+        self.embedding.look_up(token_ids, hidden)
+        return hidden
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to logits as they leave the last matrix: [.., vocab_size]."""
@@ -178,10 +190,13 @@ class FusedDecoder:
         stream.delta = layer.output.multiply(attended)
         stream.delta_norm = layer.norm_after_attention
         normed = self._add_norm(stream, layer.norm_before_mlp)
-        if layer.gate_up is None or layer.down is None:
-            assert layer.experts is not None
+        if isinstance(layer.experts, GpuExperts):
+            stream.delta = layer.experts.multiply(normed)
+        elif layer.experts is not None:
             stream.delta = layer.experts(normed)
         else:
+            assert layer.gate_up is not None
+            assert layer.down is not None
             activated = gated_activation(
                 layer.gate_up.multiply(normed),
                 activation=self._config.activation,
@@ -201,8 +216,6 @@ class FusedDecoder:
         """For a single token: norms, additions and activations ride on the products."""
         assert layer.norm_before_attention is not None
         assert layer.norm_before_mlp is not None
-        assert layer.gate_up is not None
-        assert layer.down is not None
         hidden, scale = stream.hidden, self._config.residual_scale
         qkv = layer.qkv.multiply_normed(hidden, self._input_norm(layer.norm_before_attention))
         attended = step.attend_projected(
@@ -214,9 +227,13 @@ class FusedDecoder:
             norms=layer.head_norms,
         )
         layer.output.multiply_add(attended.view(1, -1), hidden, scale)
-        activated = layer.gate_up.multiply_gated(
-            hidden, self._input_norm(layer.norm_before_mlp), self._config.activation
-        )
+        norm = self._input_norm(layer.norm_before_mlp)
+        if isinstance(layer.experts, GpuExperts):
+            layer.experts.add_for_one(hidden, norm, scale)
+            return
+        assert layer.gate_up is not None
+        assert layer.down is not None
+        activated = layer.gate_up.multiply_gated(hidden, norm, self._config.activation)
         layer.down.multiply_add(activated, hidden, scale)
 
     def _split_heads(self, layer: _Layer, qkv: torch.Tensor) -> torch.Tensor:
@@ -295,12 +312,15 @@ class FusedDecoder:
             before_mlp, after_attention = after_attention, None
         elif layer.pre_feedforward_layernorm is not None:
             before_mlp = layer.pre_feedforward_layernorm.weight
+        experts: GpuExperts | MoE | None = mlp if isinstance(mlp, MoE) else None
+        if isinstance(mlp, MoE) and not mlp.experts.packed:
+            experts = GpuExperts(mlp, config, make, overlap=self._overlap)
         return _Layer(
             qkv=make(attention.qkv),
             output=make(attention.o_proj),
             gate_up=make(mlp.gate_up) if isinstance(mlp, GatedMLP) else None,
             down=make(mlp.down_proj) if isinstance(mlp, GatedMLP) else None,
-            experts=None if isinstance(mlp, GatedMLP) else mlp,
+            experts=experts,
             rule=attention.rule,
             sinks=attention.sinks,
             rotation=rotation,
