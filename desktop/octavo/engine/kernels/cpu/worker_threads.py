@@ -51,9 +51,13 @@ class _Shared:
         self.is_closing = False
         # What the latest programs work with, which must outlive them, whoever forgets it meanwhile.
         self.kept: deque[Any] = deque(maxlen=MAX_PROGRAMS)
+        self.num_started = 0
 
     def close(self) -> None:
         self.is_closing = True
+        if is_finished(np.uint64(self.control.ctypes.data), self.num_started):
+            # Else it goes with the last thread that works with it.
+            self.kept.clear()
         for sleeper in self.sleepers:
             sleeper.awake.set()
 
@@ -77,7 +81,6 @@ class WorkerThreads:
         self._shared = _Shared(num_threads, scratch_bytes)
         self._control = np.uint64(self._shared.control.ctypes.data)
         self._scratch = np.uint64(self._shared.scratch[0].ctypes.data)
-        self._num_started = 0
         self._threads = [
             threading.Thread(
                 target=_work, args=(self._shared, number), name=f"octavo-cpu-{number}", daemon=True
@@ -100,11 +103,11 @@ class WorkerThreads:
         Returns:
             The program's number, for `finish`.
         """
-        if self._num_started >= MAX_PROGRAMS:
-            self.finish(self._num_started + 1 - MAX_PROGRAMS)
+        if self._shared.num_started >= MAX_PROGRAMS:
+            self.finish(self._shared.num_started + 1 - MAX_PROGRAMS)
         self._shared.kept.append(keeps)
         number: int = add_program(self._control, operations, num_operations, step)
-        self._num_started = number
+        self._shared.num_started = number
         for sleeper in self._shared.sleepers:
             if sleeper.is_asleep:
                 sleeper.awake.set()
@@ -117,7 +120,7 @@ class WorkerThreads:
 
     def finish_all(self) -> None:
         """As `finish`, for everything that was started."""
-        self.finish(self._num_started)
+        self.finish(self._shared.num_started)
 
     def run(self, operations: int, num_operations: int, step: int) -> None:
         """Runs a program to its end."""
