@@ -49,9 +49,13 @@ def make_executor(kind: str, model_config: ModelConfig, plan: MemoryPlan) -> Exe
 
 
 def generate(
-    kind: str, dtype: str = "float32", model_config: ModelConfig | None = None, **sampling: Any
+    kind: str,
+    dtype: str = "float32",
+    model_config: ModelConfig | None = None,
+    lengths: tuple[int, ...] = (3, 40, 17, 90),
+    **sampling: Any,
 ) -> list[list[int]]:
-    """Four sequences of unequal length, prefilled in chunks and decoded together."""
+    """Sequences of unequal length, prefilled in chunks and decoded together."""
     config = EngineConfig(device="cpu" if kind == CPU else "cuda", max_num_seqs=8)
     model_config = model_config or tiny_config(head_dim=16)
     plan = tiny_plan(device=choose_device(config, detect_devices()), dtype=dtype, num_kv_blocks=256)
@@ -60,7 +64,7 @@ def generate(
     runner = ModelRunner(make_executor(kind, model_config, plan), model_config, plan, config)
     sequences = [
         make_sequence(i, random_tokens(length, i), seed=i, **sampling)
-        for i, length in enumerate((3, 40, 17, 90))
+        for i, length in enumerate(lengths)
     ]
     next_block = 1
     for step in range(14):
@@ -145,7 +149,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "unrotated_layers": frozenset({1}),
         "rope": RopeConfig(rotary_dim=8),
     },
-    "experts": {"moe": MoEConfig(5, 2, 24, shared_intermediate_size=16)},
+    "qwen 2 experts": {
+        "moe": MoEConfig(5, 2, 24, renormalizes=False, shared_intermediate_size=16),
+        "attention_bias": True,
+    },
+    "qwen 3 experts, some layers without": {
+        "moe": MoEConfig(12, 3, 24, dense_layers=frozenset({1})),
+        "qk_norm": "head",
+    },
+    "mixtral": {"moe": MoEConfig(8, 2, 40), "windows": (16, 16)},
+    "gpt-oss": {
+        "moe": MoEConfig(6, 4, 24, has_biases=True),
+        "activation": "clamped_swiglu",
+        "windows": (16, None),
+        "has_sinks": True,
+        "attention_bias": True,
+        "attention_output_bias": True,
+        "norm_in_float32": True,
+    },
 }
 
 
@@ -155,6 +176,19 @@ def test_variants_equal_the_cpus(variant: str, temperature: float) -> None:
     model_config = tiny_config(head_dim=16, **VARIANTS[variant])
     found = generate(KERNELS, model_config=model_config, temperature=temperature)
     assert found == generate(CPU, model_config=model_config, temperature=temperature)
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "moe" in VARIANTS[name]])
+def test_experts_run_in_graphs_and_alone(variant: str) -> None:
+    """A single token takes other kernels than many do."""
+    from octavo.engine.models.fused_decoder import FusedDecoder
+
+    model_config = tiny_config(head_dim=16, **VARIANTS[variant])
+    device = choose_device(EngineConfig(device="cuda"), detect_devices())
+    model = random_model(model_config, tiny_plan(device=device))
+    assert FusedDecoder(model, model_config).can_be_captured
+    options: dict[str, Any] = {"model_config": model_config, "lengths": (21,), "temperature": 0.0}
+    assert generate(KERNELS, **options) == generate(CPU, **options)
 
 
 @pytest.mark.parametrize("kind", [KERNELS, TORCH])

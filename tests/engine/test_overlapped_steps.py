@@ -1,5 +1,6 @@
 """Steps begun before the tokens of the one before are known: the same answers as without."""
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from octavo.engine.block_manager import BlockManager
 from octavo.engine.config import EngineConfig
 from octavo.engine.cpu_executor import CPUExecutor
 from octavo.engine.engine import Engine
-from octavo.engine.executor import Executor
+from octavo.engine.executor import Draws, Executor
 from octavo.engine.kv_groups import kv_groups
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
@@ -25,6 +26,7 @@ from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.scheduler import Scheduler
 from octavo.engine.tokenizer import Tokenizer, byte_alphabet, tokenizer_from_metadata
 from octavo.engine.torch_executor import TorchExecutor
+from octavo.engine.truncation import likeliest
 from tests.support.tiny_decoders import random_model, random_tokens, tiny_config, tiny_plan
 
 MAX_NUM_SEQS = 5
@@ -52,6 +54,7 @@ class DelayedExecutor(TorchExecutor):
         shape = num_groups, MAX_NUM_SEQS, -(-plan.max_model_len // plan.block_size)
         self._tables = np.zeros(shape, dtype=np.int32)
         self._chosen: list[int] = []
+        self._masks: dict[int, Any] = {}
         self.num_unknown = 0
 
     def forward_sampled(self, inputs: StepInputs) -> torch.Tensor:
@@ -80,15 +83,34 @@ class DelayedExecutor(TorchExecutor):
             )
         )
 
-    def choose(self, hidden: torch.Tensor, temperatures: list[float], keys: list[int]) -> Later:
-        noise = gumbel_noise(keys, torch.arange(VOCAB_SIZE).unsqueeze(0))
-        self._chosen = [
-            int((row / temperature + one).argmax() if temperature else row.argmax())
-            for row, one, temperature in zip(
-                self.compute_logits(hidden), noise, temperatures, strict=True
-            )
-        ]
+    def choose(self, hidden: torch.Tensor, draws: Draws) -> Later:
+        logits = self.compute_logits(hidden)
+        self._masks.update(draws.new_masks)
+        for row, number in zip(logits, draws.masks, strict=False):
+            if number:
+                bits = np.unpackbits(self._masks[number].view(np.uint8), bitorder="little")
+                row[torch.from_numpy(bits[:VOCAB_SIZE]) == 0] = -math.inf
+        noise = gumbel_noise(draws.keys, torch.arange(VOCAB_SIZE).unsqueeze(0))
+        self._chosen = []
+        for index, temperature in enumerate(draws.temperatures):
+            row = logits[index]
+            if temperature:
+                row = (row - row.max()) / temperature
+                if draws.top_ks:
+                    row = self._truncate(row, draws, index)
+                row = row + noise[index]
+            self._chosen.append(int(row.argmax()))
         return Later(self._chosen)
+
+    @staticmethod
+    def _truncate(scores: torch.Tensor, draws: Draws, index: int) -> torch.Tensor:
+        params = SamplingParams(
+            top_k=draws.top_ks[index], top_p=draws.top_ps[index], min_p=draws.min_ps[index]
+        )
+        if not params.truncates:
+            return scores
+        kept, token_ids = likeliest(scores.unsqueeze(0), [params])
+        return torch.full_like(scores, -math.inf).scatter(0, token_ids[0], kept[0])
 
     def _resolve(self, token_ids: Any) -> Any:
         self.num_unknown += int((token_ids < 0).sum())
@@ -186,9 +208,16 @@ def run(
         {"temperature": 1.0, "n": 2},
         {"temperature": 0.7, "min_tokens": 1},
         {"temperature": 0.0, "stop_token_ids": (5, 9, 30, 77)},
+        {"temperature": 0.9, "top_p": 0.8, "top_k": 30},
+        {"temperature": 1.3, "min_p": 0.05, "allowed_token_ids": tuple(range(3, 90))},
+        {"temperature": 0.0, "min_tokens": 1, "stop_token_ids": tuple(range(200))},
+        {"temperature": 1.0, "bad_words": ("a", "b")},
     ]
     if with_host_sampling:
-        kinds += [{"temperature": 0.9, "top_p": 0.8}, {"temperature": 0.0, "logprobs": 1}]
+        kinds += [
+            {"temperature": 0.9, "repetition_penalty": 1.2},
+            {"temperature": 0.0, "logprobs": 1},
+        ]
     waiting = []
     for number in range(14):
         length = choices.choice([1, 3, 9, 30, 60])

@@ -1,6 +1,11 @@
 """How much of a prompt a step takes while others' answers are streamed."""
 
-from octavo.engine.prompt_pace import STREAMED_STEP_S, PromptPace, attention_reach
+from octavo.engine.prompt_pace import (
+    STREAMED_CPU_STEP_S,
+    STREAMED_STEP_S,
+    PromptPace,
+    attention_reach,
+)
 from tests.engine.fake_model import FakeEngine
 from tests.support.model_shapes import LLAMA_8B
 
@@ -16,6 +21,13 @@ def test_beside_streams_a_step_takes_as_many_tokens_as_fit_its_time() -> None:
     assert pace.step_budget(1) == 2048
     for rate, expected in ((44_000, 4352), (9_000, 896), (100, 129), (1e6, 16384)):
         pace.note(4096, 4096 / rate)
+        assert pace.step_budget(1) == expected, rate
+
+
+def test_a_processor_may_take_longer() -> None:
+    pace = PromptPace(512, step_s=STREAMED_CPU_STEP_S)
+    for rate, expected in ((1200, 512), (500, 251), (100, 129)):
+        pace.note(512, 512 / rate)
         assert pace.step_budget(1) == expected, rate
 
 

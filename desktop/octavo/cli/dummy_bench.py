@@ -31,7 +31,9 @@ _PROMPT_TOKENS, _OUTPUT_TOKENS = 512, 128
 _SINGLE_OUTPUT_TOKENS = 256
 _LONG_PROMPT_TOKENS = 16384
 _PREFIX_TOKENS, _PREFIX_OWN_TOKENS, _PREFIX_REQUESTS = 2048, 64, 64
-_BLOCK_ROOM_TOKENS = 200_000
+_PREFIX_OUTPUT_TOKENS = 64
+_SPARE_ROOM = 1.25
+"""Of the KV cache, over what the largest workload holds at a time."""
 _NUM_STREAMS, _STEPS_BEFORE = 8, 20
 """Streams that run before a long prompt comes."""
 
@@ -94,8 +96,8 @@ class Workloads:
         fresh, cached = [], []
         for _ in range(2):
             prefix = self._prompt(_PREFIX_TOKENS)
-            fresh.append(self._generate(self._extended(prefix), 64))
-            cached.append(self._generate(self._extended(prefix), 64))
+            fresh.append(self._generate(self._extended(prefix), _PREFIX_OUTPUT_TOKENS))
+            cached.append(self._generate(self._extended(prefix), _PREFIX_OUTPUT_TOKENS))
         case = "64 × (2,048 shared + 64)/64"
         return [
             Figure(f"{case}, prefix not cached", min(fresh), "s", tuple(fresh)),
@@ -178,6 +180,14 @@ class Workloads:
         return request_id
 
 
+def _room_tokens(batch_sizes: Sequence[int]) -> int:
+    """Of a KV cache that holds every workload."""
+    at_once = max(batch_sizes, default=1) * (_PROMPT_TOKENS + _OUTPUT_TOKENS)
+    alone = _LONG_PROMPT_TOKENS + _SINGLE_OUTPUT_TOKENS
+    sharing = _PREFIX_TOKENS + _PREFIX_REQUESTS * (_PREFIX_OWN_TOKENS + _PREFIX_OUTPUT_TOKENS)
+    return int(max(at_once, alone, sharing) * _SPARE_ROOM)
+
+
 def dummy_bench(options: argparse.Namespace, paths: AppPaths) -> int:
     """Measures one shape and prints a table, or JSON."""
     # Here, because torch comes with it.
@@ -191,7 +201,7 @@ def dummy_bench(options: argparse.Namespace, paths: AppPaths) -> int:
         max_num_batched_tokens=options.max_num_batched_tokens,
         max_model_len=_LONG_PROMPT_TOKENS + _SINGLE_OUTPUT_TOKENS,
         gpu_tuning_table=str(paths.gpu_tuning_table),
-        num_kv_blocks=_BLOCK_ROOM_TOKENS // EngineConfig().block_size + 1,
+        num_kv_blocks=_room_tokens(options.batch_sizes) // EngineConfig().block_size + 1,
     )
     engine, report = load_dummy_engine(options.dummy_weights, options.weight_format, config)
     title = (

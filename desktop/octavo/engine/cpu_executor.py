@@ -10,6 +10,7 @@ import torch
 from octavo.engine.batch import StepInputs
 from octavo.engine.config import EngineConfig
 from octavo.engine.cpu_program import DecoderProgram
+from octavo.engine.executor import Draws
 from octavo.engine.kernels.cpu import attention, sampling
 from octavo.engine.kernels.cpu.limits import BLOCK_SIZE
 from octavo.engine.kernels.cpu.program import byte_buffer
@@ -116,14 +117,12 @@ class CPUExecutor:
         self._start(inputs, taken=inputs.logits_indices)
         return self._program.rows[: len(inputs.logits_indices)]
 
-    def choose(
-        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
-    ) -> "ChosenTokens":
+    def choose(self, hidden: torch.Tensor, draws: Draws) -> "ChosenTokens":
+        assert not draws.top_ks, "only plain sequences are launched"
         step = self._step
-        assert len(hidden) == len(temperatures)
-        step.want_tokens(temperatures, keys)
+        step.want_tokens(draws.temperatures, draws.keys)
         step.last_program = self._program.logits_of_rows.start(self._threads, step.address, step)
-        return ChosenTokens(self._threads, step, len(temperatures))
+        return ChosenTokens(self._threads, step, len(hidden))
 
     def _start(self, inputs: StepInputs, *, taken: npt.NDArray[Any]) -> None:
         """Lets the threads begin with the layers of a step."""

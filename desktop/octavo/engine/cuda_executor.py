@@ -9,6 +9,7 @@ from octavo.engine.attention.base import AttentionMetadata, WindowTables
 from octavo.engine.attention.triton_attention import TritonAttention
 from octavo.engine.batch import DecodeStep, PersistentBatch, StepInputs
 from octavo.engine.decode_graphs import ChosenTokens, DecodeGraphs
+from octavo.engine.executor import Draws
 from octavo.engine.kernels.triton.attention_tiling import load_tilings
 from octavo.engine.kernels.triton.decode_attention import DecodeShape, padded_head_dim
 from octavo.engine.kernels.triton.decode_inputs import rotate_positions
@@ -156,10 +157,8 @@ class CudaExecutor:
     def decode(self, step: DecodeStep) -> torch.Tensor:
         return self._graphs.run(step.packed, step.stale_rows, step.stale_tables)
 
-    def choose(
-        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
-    ) -> ChosenTokens:
-        return self._graphs.choose(hidden, temperatures, keys)
+    def choose(self, hidden: torch.Tensor, draws: Draws) -> ChosenTokens:
+        return self._graphs.choose(hidden, draws)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._model.finish_logits(self._fused.project(hidden))
@@ -178,7 +177,7 @@ class CudaExecutor:
             sequence.block_tables = [[1 + index] for _ in self._windows]
             scheduled.append(ScheduledSequence(sequence, start, num_tokens))
         hidden = self.forward_sampled(batch.prepare(ScheduledBatch(tuple(scheduled))))
-        self.choose(hidden, (0.0, 0.0), (0, 0)).token_ids()
+        self.choose(hidden, Draws((0.0, 0.0), (0, 0))).token_ids()
 
     def _rotations(self, positions: torch.Tensor) -> list[HeadRotation]:
         rotations = []

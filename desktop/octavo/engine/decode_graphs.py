@@ -1,13 +1,15 @@
 """`DecodeGraphs`: decode steps as CUDA graphs, one for each size of batch.
 
 A step is two graphs: from the tokens to the last hidden states, and from these to the next tokens.
-Where the host has a part in sampling, the second is left out.
+Where tokens are left out of the draw, the second's kernels are launched one by one, with those that
+find out which; where the host has a part in sampling, it is left out.
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf, log
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,12 @@ import torch
 
 from octavo.engine.attention.base import AttentionMetadata, WindowTables
 from octavo.engine.attention.triton_attention import TritonAttention, TritonAttentionStep
+from octavo.engine.executor import Draws
 from octavo.engine.kernels.triton.decode_inputs import DecodeInputs, begin_step
 from octavo.engine.kernels.triton.heads import HeadRotation
+from octavo.engine.kernels.triton.row_logits import MASK_BITS, LogitRows, TokenMasks
 from octavo.engine.kernels.triton.sampling import choose_tokens
+from octavo.engine.kernels.triton.truncation import Truncation
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.fused_decoder import FusedDecoder
@@ -111,6 +116,8 @@ class DecodeGraphs:
         # By the rows of `PersistentBatch`.
         self._tables = zeros(num_groups, max_num_seqs, max_blocks, dtype=torch.int32)
         self._is_greedy = True
+        # Of `Draws`, a row each; made when first asked for. The first lets every token come.
+        self._mask_words: torch.Tensor | None = None
         is_cuda = device.type == "cuda"
         self._host_packed = [
             torch.zeros(len(self._packed), dtype=torch.int32, pin_memory=is_cuda)
@@ -204,13 +211,13 @@ class DecodeGraphs:
         return torch.where(token_ids < 0, chosen.long(), token_ids)
 
     @torch.inference_mode()
-    def choose(
-        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
-    ) -> ChosenTokens:
+    def choose(self, hidden: torch.Tensor, draws: Draws) -> ChosenTokens:
         """As `DeviceExecutor.choose`."""
         num_rows = len(hidden)
-        self._set_sampling(temperatures, keys)
-        if hidden.data_ptr() == self._normed.data_ptr():
+        self._set_sampling(draws.temperatures, draws.keys)
+        if draws.top_ks or draws.masks:
+            self._choose(hidden, num_rows, draws)
+        elif hidden.data_ptr() == self._normed.data_ptr():
             self._steps[self._size_for(num_rows)].run_head()
         else:
             self._choose(hidden, num_rows)
@@ -244,16 +251,48 @@ class DecodeGraphs:
         self._temperatures[: len(temperatures)].copy_(staged[0])
         self._keys[: len(keys)].copy_(staged[1])
 
-    def _choose(self, hidden: torch.Tensor, num_rows: int) -> None:
-        choose_tokens(
+    def _choose(self, hidden: torch.Tensor, num_rows: int, draws: Draws | None = None) -> None:
+        truncation = masks = None
+        if draws is not None:
+            truncation, masks = self._restrictions(draws)
+        rows = LogitRows(
             self._fused.project(hidden),
+            self._config.logits_scale,
+            self._config.final_softcap or 0.0,
+            masks,
+        )
+        choose_tokens(
+            rows,
             self._temperatures[:num_rows],
             self._keys[:num_rows],
             self._sampled[:num_rows],
-            logits_scale=self._config.logits_scale,
-            softcap=self._config.final_softcap,
+            truncation=truncation,
             overlap=self._attention.overlap,
         )
+
+    def _restrictions(self, draws: Draws) -> tuple[Truncation | None, TokenMasks | None]:
+        """What of the vocabulary each row leaves out, on the device."""
+        top_ks, top_ps, min_ps, mask_rows = stage(
+            [
+                np.array(draws.top_ks, dtype=np.int32),
+                np.array(draws.top_ps, dtype=np.float32),
+                np.array([log(one) if one else -inf for one in draws.min_ps], dtype=np.float32),
+                np.array(draws.masks, dtype=np.int32),
+            ],
+            self._device,
+        )
+        truncation = Truncation(top_ks, top_ps, min_ps) if draws.top_ks else None
+        if not draws.masks:
+            return truncation, None
+        if self._mask_words is None:
+            num_words = -(-self._config.vocab_size // MASK_BITS)
+            shape = 1 + self._max_num_seqs, num_words
+            self._mask_words = torch.full(shape, -1, dtype=torch.int32, device=self._device)
+        if draws.new_masks:
+            numbers = np.array(list(draws.new_masks), dtype=np.int64)
+            places, words = stage([numbers, np.stack(list(draws.new_masks.values()))], self._device)
+            self._mask_words.index_copy_(0, places, words)
+        return truncation, TokenMasks(self._mask_words, mask_rows)
 
     def _make_step(self, size: int) -> _Step:
         num_groups = len(self._windows)

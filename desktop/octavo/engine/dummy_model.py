@@ -15,7 +15,7 @@ from octavo.engine.layers.linear import Linear
 from octavo.engine.load_report import LoadReport
 from octavo.engine.loading import assemble_engine
 from octavo.engine.memory import plan_memory
-from octavo.engine.model_config import ModelConfig, RopeConfig
+from octavo.engine.model_config import ModelConfig, MoEConfig, RopeConfig
 from octavo.engine.models.decoder import Decoder, build_model
 from octavo.engine.tokenizer import byte_alphabet, tokenizer_from_metadata
 from octavo.errors import InvalidInputError
@@ -33,15 +33,21 @@ def _shape(
     theta: float,
     tied: bool,
     qk_norm: str = "none",
+    num_kv_heads: int = 8,
+    moe: MoEConfig | None = None,
 ) -> ModelConfig:
-    num_kv_heads = 8
+    """`intermediate_size` is that of the dense feed-forward part, or of each expert."""
     qkv = (num_heads + 2 * num_kv_heads) * head_dim
-    layer = hidden_size * (qkv + num_heads * head_dim + 3 * intermediate_size + 2)
+    num_experts = 1 if moe is None else moe.num_experts
+    layer = hidden_size * (qkv + num_heads * head_dim + 2)
+    layer += num_experts * 3 * hidden_size * intermediate_size
+    layer += 0 if moe is None else num_experts * hidden_size
     layer += 2 * head_dim if qk_norm == "head" else 0
     num_parameters = num_layers * layer + hidden_size
     num_parameters += vocab_size * hidden_size * (1 if tied else 2)
+    family = "qwen3" if qk_norm == "head" else "llama"
     return ModelConfig(
-        architecture="qwen3" if qk_norm == "head" else "llama",
+        architecture=family if moe is None else f"{family}_moe",
         name=name,
         num_layers=num_layers,
         hidden_size=hidden_size,
@@ -58,6 +64,7 @@ def _shape(
         checkpoint_bytes=2 * num_parameters,
         quantization="BF16",
         qk_norm=qk_norm,
+        moe=moe,
     )
 
 
@@ -69,6 +76,20 @@ def dummy_shapes() -> dict[str, ModelConfig]:
         _shape("Llama-3.1-8B", 32, 4096, 14336, 32, 128, 128256, theta=5e5, tied=False),
         _shape("Qwen3-0.6B", 28, 1024, 3072, 16, 128, 151936, theta=1e6, tied=True, qk_norm="head"),
         _shape("Qwen3-8B", 36, 4096, 12288, 32, 128, 151936, theta=1e6, tied=False, qk_norm="head"),
+        _shape(
+            "Qwen3-30B-A3B",
+            48,
+            2048,
+            768,
+            32,
+            128,
+            151936,
+            theta=1e6,
+            tied=False,
+            qk_norm="head",
+            num_kv_heads=4,
+            moe=MoEConfig(num_experts=128, num_experts_per_token=8, intermediate_size=768),
+        ),
     ]
     return {shape.name: shape for shape in shapes}
 
@@ -105,6 +126,11 @@ def load_dummy_engine(
     if dummy_format is not None and plan.device.kind != "cuda":
         raise InvalidInputError(
             f"Dummy weights in {weights} are for GPUs; this is {plan.device.name}.",
+            hint=f"Choose {DENSE}.",
+        )
+    if dummy_format is not None and model_config.moe is not None:
+        raise InvalidInputError(
+            f"{shape_name} has experts, whose kernels multiply by 16-bit weights alone.",
             hint=f"Choose {DENSE}.",
         )
     model = build_model(model_config, plan)

@@ -1,8 +1,11 @@
 """`Executor`: the forward pass of one model over a KV cache of its own, whoever computes it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from octavo.engine.batch import DecodeStep, StepInputs
@@ -44,6 +47,28 @@ class Executor(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How a device chooses the tokens of some rows: what of `SamplingParams` it can do by itself.
+
+    Each sequence has a value for each row.
+    """
+
+    temperatures: Sequence[float]
+    """0: the likeliest token."""
+    keys: Sequence[int]
+    """Of the noise, 64 bits."""
+    top_ks: Sequence[int] = ()
+    """0: all tokens; empty, as the next two: no row leaves anything out."""
+    top_ps: Sequence[float] = ()
+    min_ps: Sequence[float] = ()
+    masks: Sequence[int] = ()
+    """Numbers of the masks that say which tokens may come; 0: all; empty: of every row."""
+    new_masks: Mapping[int, npt.NDArray[np.int32]] = field(default_factory=dict)
+    """By their numbers, up to the most sequences of a step: masks that have changed since the last
+    draw. [ceil(vocab_size / 32)], bit i of word w for token 32 w + i."""
+
+
 class SampledLater(Protocol):
     """Tokens that are being chosen."""
 
@@ -62,15 +87,12 @@ class LaunchingExecutor(Executor, Protocol):
     def forward_sampled(self, inputs: StepInputs) -> torch.Tensor:
         """As `forward`, for the rows that are sampled from: [num_sampled, hidden_size]."""
 
-    def choose(
-        self, hidden: torch.Tensor, temperatures: Sequence[float], keys: Sequence[int]
-    ) -> SampledLater:
-        """Chooses a token per row: the likeliest, or one drawn at a temperature.
+    def choose(self, hidden: torch.Tensor, draws: Draws) -> SampledLater:
+        """Chooses a token per row.
 
         Args:
             hidden: [num_rows, hidden_size], as `forward_sampled` or `decode` gave them.
-            temperatures: of each row; 0: the likeliest.
-            keys: of each row's noise, 64 bits.
+            draws: of these rows; only a `DeviceExecutor` can leave tokens out.
         """
 
 

@@ -1,15 +1,20 @@
 """Makes an engine from a checkpoint: header, plan, tokenizer, weights, blocks."""
 
+import contextlib
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
+from octavo.checkpoint.identity import identity_of
 from octavo.engine.block_manager import BlockManager
 from octavo.engine.checkpoint_parts import CheckpointParts, read_parts
 from octavo.engine.config import EngineConfig
@@ -25,13 +30,20 @@ from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_runner import ModelRunner
-from octavo.engine.models.decoder import build_model
+from octavo.engine.models.decoder import Decoder, build_model
 from octavo.engine.planning import kernel_forms, plan_load, plan_meanwhile
-from octavo.engine.prompt_pace import PromptPace, attention_reach
+from octavo.engine.prompt_pace import (
+    STREAMED_CPU_STEP_S,
+    STREAMED_STEP_S,
+    PromptPace,
+    attention_reach,
+)
 from octavo.engine.scheduler import Scheduler
+from octavo.engine.tile_store import Bytes, StoredMatrix, TileStore
 from octavo.engine.tokenizer import Tokenizer
+from octavo.engine.weights.destinations import Destinations
 from octavo.engine.weights.load import load_weights
-from octavo.jobs import JobControl, Progress
+from octavo.jobs import JobCancelled, JobControl, Progress
 
 if TYPE_CHECKING:
     from octavo.engine.kernels.cpu.kernel_cache import ReportParts
@@ -106,7 +118,11 @@ def assemble_engine(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=plan.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
-        pace=PromptPace(plan.max_num_batched_tokens, reach=attention_reach(model_config)),
+        pace=PromptPace(
+            plan.max_num_batched_tokens,
+            reach=attention_reach(model_config),
+            step_s=STREAMED_CPU_STEP_S if plan.device.kind == "cpu" else STREAMED_STEP_S,
+        ),
     )
     return Engine(runner, tokenizer, scheduler, block_manager, max_model_len=plan.max_model_len)
 
@@ -167,6 +183,8 @@ class _Load:
         """Reads the weights, for the kernels or for torch."""
         model_config, config = self.parts.model_config, self._config
         model = build_model(model_config, plan)
+        if plan.uses_kernels:
+            return self._cpu_executor(model, plan, control)
         if plan.device.kind == "cuda" and not plan.keeps_packed:
             # Kernels are compiled meanwhile, which asks only where the weights are.
             with ThreadPoolExecutor(1, "octavo-load") as pool:
@@ -175,14 +193,33 @@ class _Load:
                     model, model_config, plan, config, await_weights=reading.result
                 )
         load_weights(model, self._header, model_config, control)
-        if not plan.uses_kernels:
-            control.report(Progress("Preparing the KV cache"))
-            return choose_executor(model, model_config, plan, config)
-        from octavo.engine.cpu_executor import CPUExecutor
+        control.report(Progress("Preparing the KV cache"))
+        return choose_executor(model, model_config, plan, config)
 
+    def _cpu_executor(self, model: Decoder, plan: MemoryPlan, control: JobControl) -> Executor:
+        """Out of the tiles that an earlier load has kept, or of the checkpoint."""
+        from octavo.engine.cpu_executor import CPUExecutor
+        from octavo.engine.cpu_weights import put_tiles, take_tiles, tiles_version
+
+        config, model_config = self._config, self.parts.model_config
+        store, key = None, ""
+        if config.tile_cache_dir is not None:
+            store = TileStore(Path(config.tile_cache_dir))
+            key = f"{identity_of(self._header)}-{tiles_version()}"
+        kept = None if store is None else store.open(key)
+        # Of the layers while they are empty; the executor takes the model apart.
+        slots = Destinations(model).slots
+        has_tiles = kept is not None and put_tiles(slots, kept)
+        load_weights(model, self._header, model_config, control, with_packed=not has_tiles)
         control.report(Progress("Arranging the weights for the processor"))
         num_threads = config.cpu_threads or default_cpu_threads()
-        return CPUExecutor(model, model_config, plan, config, num_threads=num_threads)
+        executor = CPUExecutor(model, model_config, plan, config, num_threads=num_threads)
+        tiles = None if store is None or has_tiles else take_tiles(slots)
+        if store is not None and tiles is not None:
+            keep = partial(_keep_tiles, store, key, self._header.path, tiles, control)
+            # Beside the first answers. Not a daemon: it ends by itself, at once if cancelled.
+            Thread(target=keep, name="octavo-tiles").start()
+        return executor
 
     def runner(self, executor: Executor, plan: MemoryPlan) -> ModelRunner:
         """To be called on the thread that steps."""
@@ -201,6 +238,17 @@ class _Load:
             weights_note=_weights_note(self.parts.model_config, plan),
             left_out_note=self._header.left_out,
         )
+
+
+def _keep_tiles(
+    store: TileStore,
+    key: str,
+    model: Path,
+    tiles: Mapping[str, tuple[StoredMatrix, Bytes]],
+    control: JobControl,
+) -> None:
+    with contextlib.suppress(JobCancelled):
+        store.write(key, model, tiles, control)
 
 
 def _progress_of(control: JobControl, stage: str) -> "ReportParts":

@@ -2,20 +2,35 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from octavo.engine.batch import PersistentBatch, StepInputs
 from octavo.engine.config import EngineConfig
 from octavo.engine.device_errors import device_errors, free_device_memory
-from octavo.engine.executor import DeviceExecutor, Executor, LaunchingExecutor, SampledLater
+from octavo.engine.executor import (
+    DeviceExecutor,
+    Draws,
+    Executor,
+    LaunchingExecutor,
+    SampledLater,
+)
 from octavo.engine.kv_groups import kv_groups
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.request import TokenLogprob
-from octavo.engine.sampler import Sampler, gather_logprobs, noise_key, not_finite_error
+from octavo.engine.sampler import (
+    Sampler,
+    draw_temperature,
+    gather_logprobs,
+    noise_key,
+    not_finite_error,
+)
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, StepOutput
 from octavo.engine.sequence import Sequence as TokenSequence
 from octavo.engine.step_memory import PROMPT_LOGPROB_ROWS
+from octavo.engine.token_masks import TokenMasks
 
 
 class ModelRunner:
@@ -51,6 +66,7 @@ class ModelRunner:
             windows=[group.window for group in kv_groups(model_config, plan.max_model_len)],
         )
         self._sampler = Sampler(model_config.vocab_size, stop_token_ids)
+        self._masks = TokenMasks(model_config.vocab_size, stop_token_ids)
 
     @device_errors()
     @torch.inference_mode()
@@ -83,7 +99,7 @@ class ModelRunner:
     def launch(self, batch: ScheduledBatch) -> "LaunchedSampling | None":
         """Begins a step whose tokens the executor chooses by itself; None: it cannot."""
         executor = self._launching
-        if executor is None or not all(item.sequence.is_plain for item in batch.sequences):
+        if executor is None or not all(self.suits(item.sequence) for item in batch.sequences):
             return None
         if not any(item.needs_sample for item in batch.sequences):
             return None
@@ -91,6 +107,10 @@ class ModelRunner:
             self.release(sequence)
         self._copy_blocks(batch)
         return self._launch(executor, batch)
+
+    def suits(self, sequence: TokenSequence) -> bool:
+        """Whether a sequence's tokens can be chosen without the host."""
+        return sequence.suits_device if self._device_executor is not None else sequence.is_plain
 
     @device_errors()
     @torch.inference_mode()
@@ -120,15 +140,34 @@ class ModelRunner:
         hidden: torch.Tensor,
         sampling: Sequence[ScheduledSequence],
     ) -> "LaunchedSampling":
-        temperatures = [item.sequence.sampling_params.temperature for item in sampling]
-        keys = [
-            noise_key(item.sequence.seed, item.start + item.num_tokens) if temperature else 0
-            for item, temperature in zip(sampling, temperatures, strict=True)
-        ]
-        chosen = executor.choose(hidden, temperatures, keys)
+        # A step of nothing but the beginnings of prompts chooses none.
+        chosen = executor.choose(hidden, self._draws(sampling)) if sampling else None
         sequence_ids = [item.sequence.sequence_id for item in sampling]
         self._chosen = {sequence_id: index for index, sequence_id in enumerate(sequence_ids)}
         return LaunchedSampling(sequence_ids, chosen)
+
+    def _draws(self, sampling: Sequence[ScheduledSequence]) -> Draws:
+        params = [item.sequence.sampling_params for item in sampling]
+        positions = [item.start + item.num_tokens for item in sampling]
+        keys = [
+            0 if one.is_greedy else noise_key(item.sequence.seed, position)
+            for item, one, position in zip(sampling, params, positions, strict=True)
+        ]
+        truncates = any(one.truncates and not one.is_greedy for one in params)
+        new_masks: dict[int, npt.NDArray[np.int32]] = {}
+        masks = [
+            self._masks.number(item.sequence, position - item.sequence.num_prompt_tokens, new_masks)
+            for item, position in zip(sampling, positions, strict=True)
+        ]
+        return Draws(
+            temperatures=[draw_temperature(one) for one in params],
+            keys=keys,
+            top_ks=[max(one.top_k, 0) for one in params] if truncates else (),
+            top_ps=[one.top_p for one in params] if truncates else (),
+            min_ps=[one.min_p for one in params] if truncates else (),
+            masks=masks if any(masks) else (),
+            new_masks=new_masks,
+        )
 
     def _sample(
         self,
@@ -197,7 +236,7 @@ class ModelRunner:
 class LaunchedSampling:
     """A step whose tokens are being chosen."""
 
-    def __init__(self, sequence_ids: list[int], chosen: SampledLater) -> None:
+    def __init__(self, sequence_ids: list[int], chosen: SampledLater | None) -> None:
         self._sequence_ids = sequence_ids
         self._chosen = chosen
 
@@ -208,9 +247,11 @@ class LaunchedSampling:
             EngineError: the model returned logits that are not finite.
             DeviceLostError: the device failed meanwhile.
         """
+        if self._chosen is None:
+            return StepOutput(tokens={})
         with device_errors():
             token_ids = self._chosen.token_ids()
-        if min(token_ids, default=0) < 0:
+        if min(token_ids) < 0:
             raise not_finite_error()
         return StepOutput(tokens=dict(zip(self._sequence_ids, token_ids, strict=True)))
 

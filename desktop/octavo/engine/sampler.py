@@ -11,6 +11,7 @@ import torch
 
 from octavo.engine.logits_processing import process_logits
 from octavo.engine.request import TokenLogprob
+from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.sequence import Sequence as TokenSequence
 from octavo.engine.step_memory import SAMPLED_ROWS
 from octavo.engine.truncation import column, exclude_top_choices, likeliest
@@ -89,7 +90,7 @@ class Sampler:
             sequences: one per row.
         """
         params = [sequence.sampling_params for sequence in sequences]
-        temperatures = [max(item.temperature, _LOWEST_TEMPERATURE) for item in params]
+        temperatures = [draw_temperature(item) for item in params]
         scores.div_(column(temperatures, scores.device))
         if params[0].truncates:
             scores, token_ids = likeliest(scores, params)
@@ -102,6 +103,11 @@ class Sampler:
         best = scores.add_(gumbel_noise(keys, token_ids)).argmax(-1, keepdim=True)
         drawn: list[int] = token_ids.expand(len(keys), -1).gather(-1, best).flatten().tolist()
         return drawn
+
+
+def draw_temperature(params: SamplingParams) -> float:
+    """The temperature, such that float32 can divide by it; 0: greedy."""
+    return 0.0 if params.is_greedy else max(params.temperature, _LOWEST_TEMPERATURE)
 
 
 def not_finite_error() -> EngineError:

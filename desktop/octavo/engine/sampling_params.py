@@ -181,15 +181,27 @@ class SamplingParams:
         )
 
     @property
-    def is_plain(self) -> bool:
-        """Whether a token is chosen from its logits and the temperature alone."""
+    def suits_device(self) -> bool:
+        """Whether a device can choose the tokens by itself, as far as these parameters go.
+
+        What looks at the tokens so far, or is to be reported, is the host's.
+        """
         return not (
-            self.changes_logits
-            or self.truncates
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+            or self.dry_multiplier > 0.0
+            or self.logit_bias
             or self.xtc_probability > 0.0
             or self.logprobs is not None
             or self.prompt_logprobs is not None
         )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a token is chosen from its logits and the temperature alone."""
+        leaves_out = self.bad_words or self.allowed_token_ids is not None
+        return self.suits_device and not (leaves_out or self.truncates)
 
     @property
     def truncates(self) -> bool:

@@ -1,7 +1,7 @@
 """Decides which sequences compute how many tokens in the next step."""
 
 import heapq
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 
 from octavo.engine.block_manager import BlockManager
 from octavo.engine.prompt_pace import PromptPace
@@ -146,15 +146,18 @@ class Scheduler:
             finished=tuple(finished),
         )
 
-    def schedule_following(self, batch: ScheduledBatch) -> ScheduledBatch | None:
+    def schedule_following(
+        self, batch: ScheduledBatch, suits: Callable[[Sequence], bool]
+    ) -> ScheduledBatch | None:
         """Plans the step after one that still runs, whose tokens nobody knows yet.
 
         Every sequence that runs goes on, but for those that are certain to end with the step that
         runs; whoever turns out to have ended computes one token that nobody takes. Then others
-        start, as in `schedule`, as long as a device can choose their tokens.
+        start, as in `schedule`, as long as the host has no part in choosing their tokens.
 
         Args:
-            batch: the step that runs; it samples on the device.
+            batch: the step that runs; its tokens are chosen without the host.
+            suits: whether a sequence's tokens can be.
 
         Returns:
             None if the next step has to wait for this one: somebody would be preempted, or the
@@ -162,7 +165,7 @@ class Scheduler:
         """
         head = self._first_waiting()
         has_room = len(self._running) < self._max_num_seqs
-        if head is not None and has_room and not head.is_plain:
+        if head is not None and has_room and not suits(head):
             return None
         decodes: list[ScheduledSequence] = []
         prompts: list[ScheduledSequence] = []
@@ -197,7 +200,7 @@ class Scheduler:
             budget -= num_tokens
         if head is not None:
             under_way = set().union(*map(self._block_manager.blocks_under_way, batch.sequences))
-            self._admit(scheduled, budget, under_way, plain_only=True)
+            self._admit(scheduled, budget, under_way, suits)
         if not scheduled:
             return None
         return ScheduledBatch(tuple(scheduled), block_copies=self._block_manager.take_copies())
@@ -303,8 +306,7 @@ class Scheduler:
         scheduled: list[ScheduledSequence],
         budget: int,
         under_way: set[bytes],
-        *,
-        plain_only: bool = False,
+        suits: Callable[[Sequence], bool] = lambda _: True,
     ) -> None:
         """Starts waiting sequences with what is left of a step's budget.
 
@@ -312,14 +314,14 @@ class Scheduler:
             scheduled: what the step does already; is added to.
             budget: tokens left.
             under_way: hashes of blocks that a step before this one is computing.
-            plain_only: stops at the first whose tokens a device cannot choose.
+            suits: who may start; the first who may not ends it.
         """
         held: list[Sequence] = []
         if self._waiting:
             under_way = under_way.union(*map(self._block_manager.blocks_under_way, scheduled))
         while budget > 0:
             newcomer = self._peek_waiting(held, under_way)
-            if newcomer is None or (plain_only and not newcomer.is_plain):
+            if newcomer is None or not suits(newcomer):
                 break
             if not self._start(newcomer):
                 break

@@ -73,6 +73,7 @@ def workspace_bytes(
     query_size = model.num_heads * model.head_dim
     kv_size = model.num_kv_heads * model.head_dim
     mlp = num_tokens * model.intermediate_size * 4 * element_bytes
+    mlp += num_tokens * _expert_elements(model) * element_bytes
     if _has_kernels(model, device):
         # The stream, its normalised copy, what is added next, and what the allocator has over.
         residual = num_tokens * model.hidden_size * 4 * element_bytes
@@ -124,10 +125,19 @@ def graph_bytes(model: ModelConfig, max_num_seqs: int, dtype: str) -> int:
     """What decode steps that are captured beforehand keep."""
     qkv_size = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     row_elements = 6 * model.hidden_size + 2 * qkv_size + 3 * model.intermediate_size
+    row_elements += _expert_elements(model)
     # The smaller steps use the memory of the largest.
     buffers = max_num_seqs * (row_elements + model.vocab_size) * BYTES_PER_ELEMENT[dtype]
     num_graphs = len(decode_graph_sizes(max_num_seqs))
     return buffers + num_graphs * _GRAPH_BYTES + _CAPTURE_LIBRARY_BYTES
+
+
+def _expert_elements(model: ModelConfig) -> int:
+    """What the experts of one token put out, before it is added up."""
+    if model.moe is None:
+        return 0
+    picks = model.moe.num_experts_per_token
+    return picks * (model.hidden_size + model.moe.intermediate_size)
 
 
 def _has_kernels(model: ModelConfig, device: Device) -> bool:

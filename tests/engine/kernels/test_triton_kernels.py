@@ -20,11 +20,9 @@ from octavo.engine.kernels.triton.gated_activation import gated_activation  # is
 from octavo.engine.kernels.triton.gemv import ADD, GATED, InputNorm, gemv  # isort: skip
 from octavo.engine.kernels.triton.heads import HeadNorms, HeadRotation, write_heads  # isort: skip
 from octavo.engine.kernels.triton.rms_norm import add_rms_norm  # isort: skip
-from octavo.engine.kernels.triton.sampling import NOT_FINITE, choose_tokens  # isort: skip
 from octavo.engine.layers.layernorm import RMSNorm  # isort: skip
 from octavo.engine.layers.mlp import apply_gate  # isort: skip
 from octavo.engine.layers.rotary_embedding import rotate  # isort: skip
-from octavo.engine.sampler import gumbel_noise  # isort: skip
 
 EPS = 1e-5
 
@@ -175,26 +173,6 @@ def test_heads_are_turned_and_written(
             torch.testing.assert_close(one, other, **tolerance(dtype))
     if found.key_scales is not None and expected.key_scales is not None:
         torch.testing.assert_close(found.key_scales, expected.key_scales, rtol=2e-2, atol=1e-6)
-
-
-@pytest.mark.parametrize("vocab_size", cases([2500], on_card=[151_936, 128_256, 211]))
-def test_tokens_are_chosen_as_by_the_sampler(vocab_size: int) -> None:
-    logits = random(5, vocab_size) * 3
-    logits[3, 7] = torch.nan
-    temperatures = [0.0, 1.0, 0.4, 1.0, 0.0]
-    keys = [0, 3, 2**63 + 11, 5, 0]
-    noise = gumbel_noise(keys, torch.arange(vocab_size, device=DEVICE).unsqueeze(0))
-    expected = [
-        int((row / temperature + one).argmax() if temperature else row.argmax())
-        for row, one, temperature in zip(
-            30 * torch.tanh(logits / 30), noise, temperatures, strict=True
-        )
-    ]
-    expected[3] = NOT_FINITE
-    found = torch.zeros(5, dtype=torch.int32, device=DEVICE)
-    signed = torch.tensor([key - 2**64 if key >= 2**63 else key for key in keys], device=DEVICE)
-    choose_tokens(logits, torch.tensor(temperatures, device=DEVICE), signed, found, softcap=30.0)
-    assert found.tolist() == expected
 
 
 def test_a_step_begins_from_its_packed_array() -> None:

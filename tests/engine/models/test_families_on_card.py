@@ -44,7 +44,8 @@ def logprobs_of(twin: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
     ids = torch.tensor([token_ids], device="cuda")
     with torch.inference_mode():
         logprobs = twin(ids).logits[0].float().log_softmax(-1)
-    return logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0].cpu()
+    found: torch.Tensor = logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0].cpu()
+    return found
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ For NVIDIA cards. What it computes is defined by the modules; where roundings di
 is because a kernel keeps in float32 what the modules write out between two operations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,17 +19,17 @@ from octavo.engine.kernels.triton.gemv import InputNorm
 from octavo.engine.kernels.triton.heads import HeadNorms, HeadRotation
 from octavo.engine.kernels.triton.matrices import Matrix
 from octavo.engine.kernels.triton.rms_norm import add_rms_norm
-from octavo.engine.layers.linear import FusedLinear, Linear
 from octavo.engine.layers.mlp import GatedMLP
+from octavo.engine.layers.moe import MoE
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder, DecoderLayer
+from octavo.engine.models.gpu_experts import GpuExperts
 from octavo.engine.models.gpu_matrices import (
+    MakeMatrix,
     ModuleMatrix,
     make_gpu_embedding,
     make_gpu_matrix,
 )
-
-MakeMatrix = Callable[[Linear | FusedLinear], Matrix]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,10 @@ class _Layer:
     qkv: Matrix
     output: Matrix
     gate_up: Matrix | None
-    """None: a feed-forward part of experts, which its own module computes."""
+    """None: a feed-forward part of experts."""
     down: Matrix | None
-    experts: nn.Module | None
+    experts: GpuExperts | MoE | None
+    """As a module where its matrices are packed."""
     rule: AttentionRule
     sinks: torch.Tensor | None
     rotation: int | None
@@ -53,6 +54,13 @@ class _Layer:
     norm_after_attention: torch.Tensor | None
     norm_before_mlp: torch.Tensor | None
     norm_after_mlp: torch.Tensor | None
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Those that every token is multiplied by."""
+        own = [self.qkv, self.output, self.gate_up, self.down]
+        routed = self.experts.matrices if isinstance(self.experts, GpuExperts) else ()
+        return *(matrix for matrix in own if matrix is not None), *routed
 
 
 @dataclass(slots=True)
@@ -104,20 +112,14 @@ class FusedDecoder:
     def can_be_captured(self) -> bool:
         """Whether nothing in a step waits for the device or asks it anything.
 
-        Modules do: a feed-forward part of experts, and formats that are unpacked at each product.
+        Modules do: experts with packed matrices, and formats that are unpacked at each product.
         """
-        if self._head is None or isinstance(self._head, ModuleMatrix):
+        if self._head is None or any(isinstance(layer.experts, MoE) for layer in self._layers):
             return False
         if not self.embedding.can_be_captured:
             return False
-        return not any(
-            layer.experts is not None
-            or isinstance(layer.qkv, ModuleMatrix)
-            or isinstance(layer.output, ModuleMatrix)
-            or isinstance(layer.gate_up, ModuleMatrix)
-            or isinstance(layer.down, ModuleMatrix)
-            for layer in self._layers
-        )
+        matrices = [self._head, *(one for layer in self._layers for one in layer.matrices)]
+        return not any(isinstance(matrix, ModuleMatrix) for matrix in matrices)
 
     def run(
         self,
@@ -148,7 +150,7 @@ class FusedDecoder:
         last = self._layers[-1]
         for layer, cache in zip(self._layers, caches, strict=True):
             rotation = None if layer.rotation is None else rotations[layer.rotation]
-            if is_alone and layer.experts is None:
+            if is_alone and not isinstance(layer.experts, MoE):
                 self._run_layer_for_one(layer, stream, rotation, cache, step)
             else:
                 wanted = rows if layer is last else None
@@ -188,10 +190,13 @@ class FusedDecoder:
         stream.delta = layer.output.multiply(attended)
         stream.delta_norm = layer.norm_after_attention
         normed = self._add_norm(stream, layer.norm_before_mlp)
-        if layer.gate_up is None or layer.down is None:
-            assert layer.experts is not None
+        if isinstance(layer.experts, GpuExperts):
+            stream.delta = layer.experts.multiply(normed)
+        elif layer.experts is not None:
             stream.delta = layer.experts(normed)
         else:
+            assert layer.gate_up is not None
+            assert layer.down is not None
             activated = gated_activation(
                 layer.gate_up.multiply(normed),
                 activation=self._config.activation,
@@ -211,8 +216,6 @@ class FusedDecoder:
         """For a single token: norms, additions and activations ride on the products."""
         assert layer.norm_before_attention is not None
         assert layer.norm_before_mlp is not None
-        assert layer.gate_up is not None
-        assert layer.down is not None
         hidden, scale = stream.hidden, self._config.residual_scale
         qkv = layer.qkv.multiply_normed(hidden, self._input_norm(layer.norm_before_attention))
         attended = step.attend_projected(
@@ -224,9 +227,13 @@ class FusedDecoder:
             norms=layer.head_norms,
         )
         layer.output.multiply_add(attended.view(1, -1), hidden, scale)
-        activated = layer.gate_up.multiply_gated(
-            hidden, self._input_norm(layer.norm_before_mlp), self._config.activation
-        )
+        norm = self._input_norm(layer.norm_before_mlp)
+        if isinstance(layer.experts, GpuExperts):
+            layer.experts.add_for_one(hidden, norm, scale)
+            return
+        assert layer.gate_up is not None
+        assert layer.down is not None
+        activated = layer.gate_up.multiply_gated(hidden, norm, self._config.activation)
         layer.down.multiply_add(activated, hidden, scale)
 
     def _split_heads(self, layer: _Layer, qkv: torch.Tensor) -> torch.Tensor:
@@ -305,12 +312,15 @@ class FusedDecoder:
             before_mlp, after_attention = after_attention, None
         elif layer.pre_feedforward_layernorm is not None:
             before_mlp = layer.pre_feedforward_layernorm.weight
+        experts: GpuExperts | MoE | None = mlp if isinstance(mlp, MoE) else None
+        if isinstance(mlp, MoE) and not mlp.experts.packed:
+            experts = GpuExperts(mlp, config, make, overlap=self._overlap)
         return _Layer(
             qkv=make(attention.qkv),
             output=make(attention.o_proj),
             gate_up=make(mlp.gate_up) if isinstance(mlp, GatedMLP) else None,
             down=make(mlp.down_proj) if isinstance(mlp, GatedMLP) else None,
-            experts=None if isinstance(mlp, GatedMLP) else mlp,
+            experts=experts,
             rule=attention.rule,
             sinks=attention.sinks,
             rotation=rotation,

@@ -1,5 +1,7 @@
 """From a decoder's linear layers to the matrices that kernels on an NVIDIA card multiply by."""
 
+from collections.abc import Callable
+
 import torch
 
 from octavo.engine.kernels.triton.gemv import InputNorm
@@ -17,6 +19,9 @@ from octavo.engine.layers.linear import FusedLinear, Linear
 from octavo.engine.layers.mlp import apply_gate
 from octavo.engine.models.tiling import tile_packed
 from octavo.engine.quantization.packed import PLAIN_DTYPES, PackedBlocks
+
+MakeMatrix = Callable[[Linear | FusedLinear], Matrix]
+"""How a linear layer's weights are multiplied by."""
 
 _KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 """Of activations, where kernels multiply by packed weights."""

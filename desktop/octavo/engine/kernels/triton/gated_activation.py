@@ -20,6 +20,18 @@ def activate(gate, IS_GELU: tl.constexpr):
 
 
 @triton.jit
+def apply_gate(gate, up, ACTIVATION: tl.constexpr, dtype: tl.constexpr):
+    """activation(gate) * up in float32, rounded where operations on tensors of the type would."""
+    gate = gate.to(dtype).to(tl.float32)
+    up = up.to(dtype).to(tl.float32)
+    if ACTIVATION == "clamped_swiglu":
+        gate = tl.minimum(gate, 7.0, propagate_nan=tl.PropagateNan.ALL)
+        up = tl.clamp(up, -7.0, 7.0, propagate_nan=tl.PropagateNan.ALL)
+        return gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
+    return activate(gate, ACTIVATION == "gelu_tanh").to(dtype).to(tl.float32) * up
+
+
+@triton.jit
 def _gated_activation(
     gate_up,
     output,

@@ -1,4 +1,4 @@
-"""Greedy choice and random draws on the device, for rows that ask for no more than a temperature.
+"""Greedy choice and random draws on the device.
 
 The plain-torch twin is `Sampler`: the same noise, a function of a row's key and the token id.
 
@@ -10,14 +10,14 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.engine.kernels.triton.decode_attention import cap_scores
 from octavo.engine.kernels.triton.launch import follow, launch_options
+from octavo.engine.kernels.triton.row_logits import LogitRows, load_logits
+from octavo.engine.kernels.triton.truncation import Truncation, find_edges
 
 NOT_FINITE = -1
 """Stands for a token where a row's logits are not finite numbers."""
 
 _BLOCK = 1024
-_MAX_PARTS = 128
 
 
 @triton.jit
@@ -37,15 +37,22 @@ def gumbel(keys, token_ids):
 @triton.jit
 def _choose_parts(
     logits,
+    words,
+    mask_rows,
     temperatures,
     keys,
+    maxima,
+    edges,
     part_maxima,
     part_ids,
     vocab_size,
     logits_stride,
+    mask_stride,
     part_size,
     logits_scale,
     SOFTCAP: tl.constexpr,
+    MASKED: tl.constexpr,
+    TRUNCATED: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -55,6 +62,13 @@ def _choose_parts(
     follow(OVERLAP)
     temperature = tl.load(temperatures + row)
     key = tl.load(keys + row)
+    maximum = 0.0
+    edge = -float("inf")
+    if TRUNCATED:
+        maximum = tl.load(maxima + row)
+        edge = tl.load(edges + row)
+    if MASKED:
+        words += tl.load(mask_rows + row).to(tl.int64) * mask_stride
     best = tl.full([BLOCK], -float("inf"), tl.float32)
     best_id = tl.zeros([BLOCK], tl.int32)
     start = part * part_size
@@ -62,17 +76,18 @@ def _choose_parts(
     place = logits + row.to(tl.int64) * logits_stride
     for first in range(start, end, BLOCK):
         token_ids = first + tl.arange(0, BLOCK)
-        exists = token_ids < end
-        scores = tl.load(place + token_ids, mask=exists, other=0.0).to(tl.float32) * logits_scale
-        if SOFTCAP > 0.0:
-            scores = cap_scores(scores, SOFTCAP)
-        # NaN would lose every comparison, so it is made to win.
-        scores = tl.where(scores == scores, scores, float("inf"))
+        scores = load_logits(
+            place, words, token_ids, token_ids < end, logits_scale, SOFTCAP, MASKED
+        )
         if temperature > 0.0:
             is_finite = tl.abs(scores) < float("inf")
-            scores = scores / temperature
-            scores = tl.where(is_finite, scores + gumbel(key, token_ids), scores)
-        scores = tl.where(exists, scores, -float("inf"))
+            tempered = (scores - maximum) / temperature
+            is_left = is_finite & (tempered >= edge)
+            # Noise costs more than all the rest, and few parts have anything left.
+            if tl.max(is_left.to(tl.int32), 0) > 0:
+                tempered += gumbel(key, token_ids)
+            left_out = tl.where(is_finite, -float("inf"), scores)
+            scores = tl.where(is_left, tempered, left_out)
         best_id = tl.where(scores > best, token_ids, best_id)
         best = tl.maximum(scores, best)
     maximum = tl.max(best, 0)
@@ -138,46 +153,52 @@ def choose_among_parts(
 
 
 def choose_tokens(
-    logits: torch.Tensor,
+    rows: LogitRows,
     temperatures: torch.Tensor,
     keys: torch.Tensor,
     token_ids: torch.Tensor,
     *,
-    logits_scale: float = 1.0,
-    softcap: float | None = None,
+    truncation: Truncation | None = None,
     overlap: bool = False,
 ) -> None:
     """Chooses a token per row: the likeliest, or one drawn at a temperature.
 
     Args:
-        logits: [num_rows, vocab_size], as the projection left them.
+        rows: the logits.
         temperatures: [num_rows], float32; 0: greedy.
         keys: [num_rows], int64, of the noise.
         token_ids: [num_rows], int32, is written; `NOT_FINITE` where logits are not finite.
-        logits_scale: factor on the logits.
-        softcap: squeezes the logits between this and its negative; None: not.
+        truncation: what each row leaves out of a draw; None: nothing.
         overlap: whether the launches may overlap with the kernel before them.
     """
-    num_rows, vocab_size = logits.shape
-    part_size = triton.cdiv(triton.cdiv(vocab_size, _MAX_PARTS), _BLOCK) * _BLOCK
-    num_parts = triton.cdiv(vocab_size, part_size)
-    part_maxima = torch.empty(num_rows, num_parts, dtype=torch.float32, device=logits.device)
-    part_ids = torch.empty(num_rows, num_parts, dtype=torch.int32, device=logits.device)
+    num_rows, num_parts = len(rows.logits), rows.num_parts
+    device = rows.logits.device
+    edges = None if truncation is None else find_edges(rows, temperatures, truncation)
+    part_maxima = torch.empty(num_rows, num_parts, dtype=torch.float32, device=device)
+    part_ids = torch.empty(num_rows, num_parts, dtype=torch.int32, device=device)
     _choose_parts[(num_parts, num_rows)](
-        logits,
+        rows.logits,
+        rows.words,
+        rows.mask_rows,
         temperatures,
         keys,
+        temperatures if edges is None else edges.maxima,
+        temperatures if edges is None else edges.lowest,
         part_maxima,
         part_ids,
-        vocab_size,
-        logits.stride(0),
-        part_size,
-        logits_scale,
-        SOFTCAP=softcap or 0.0,
+        rows.vocab_size,
+        rows.logits.stride(0),
+        rows.mask_stride,
+        rows.part_size,
+        rows.scale,
+        SOFTCAP=rows.softcap,
+        MASKED=rows.is_masked,
+        TRUNCATED=edges is not None,
         BLOCK=_BLOCK,
         PARTS=num_parts,
         OVERLAP=overlap,
         num_warps=4,
+        enable_fp_fusion=False,
         **launch_options(overlap),
     )
     choose_among_parts(part_maxima, part_ids, token_ids, overlap=overlap)

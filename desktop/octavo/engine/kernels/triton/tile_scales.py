@@ -110,14 +110,12 @@ def part_scale(
         factor, minimum_factor = float16_pair(r0)
         RAISE: tl.constexpr = raise_of(6 * PART, 6)
         scale = raised(r1, 6 * PART, 6, ASM) * factor - factor * RAISE
+        FIRST: tl.constexpr = 0 if PART == 3 else (24 if PART == 0 else 6 * PART - 6)
         if PART == 3:
-            FIRST: tl.constexpr = 0
             bits = ((r2 >> 12) & 15) | ((r1 >> 26) & 48)
         elif PART == 0:
-            FIRST: tl.constexpr = 24
             bits = r1
         else:
-            FIRST: tl.constexpr = 6 * PART - 6
             bits = r2
         MINIMUM_RAISE: tl.constexpr = raise_of(FIRST, 6)
         minimum = raised(bits, FIRST, 6, ASM)
