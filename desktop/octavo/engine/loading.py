@@ -261,7 +261,8 @@ def _weights_note(model_config: ModelConfig, plan: MemoryPlan) -> str:
             f"The file's {model_config.quantization} weights stay packed, arranged for the"
             " processor's vectors, and are multiplied as they are."
         )
-    if plan.keeps_packed and plan.device.kind == "cuda" and multiplies_packed(model_config):
+    has_kernels = plan.device.kind == "cuda" and plan.dtype != "float32"
+    if plan.keeps_packed and has_kernels and multiplies_packed(model_config):
         return (
             f"The file's {model_config.quantization} weights stay packed, arranged for the card's"
             f" kernels, and are multiplied as they are, in {plan.dtype}."

@@ -47,7 +47,8 @@ def tiled_gemm_shape(num_inputs: int, weights: TiledWeights) -> TiledGemmShape:
     is_wide = num_rows >= 16384
     if scales_are_many(form):
         # An output projection has programs enough, and its parts would be large.
-        return TiledGemmShape(64, 4, 3, 1 if num_rows >= 65536 else 2 if is_wide else 4)
+        is_split = num_rows < 65536 and num_inputs <= 64
+        return TiledGemmShape(64, 4, 3, (2 if is_split else 1) if is_wide else 4)
     if num_inputs > 64:
         if num_columns > 2 * num_rows:
             return TiledGemmShape(128, 8, 3, 4 if num_inputs <= 128 else 2)
