@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.chats.store import ChatStore
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, detect_devices
+from octavo.engine.tile_store import TileStore
 from octavo.errors import OctavoError
 from octavo.host import ModelHost
 from octavo.hub.catalog import CatalogEntry, load_catalog
@@ -50,11 +51,14 @@ class Core:
         except OctavoError as error:
             self.settings_error = error
         self.starter: CatalogEntry = load_catalog(resources_dir())["starter"]
+        self.tile_store = TileStore(paths.tiles_dir)
+        """Weights kept for the next load; removed with their models."""
         self.library = ModelLibrary(
             self._model_folders,
             hub_caches=self._hub_caches,
             starter=self.starter,
             check=_check_header,
+            forget=self.tile_store.remove,
         )
         self.tokens = TokenStore(paths.token_file)
         self.host = ModelHost(self._engine_config, RunningModels(paths.run_dir))
@@ -190,6 +194,7 @@ class Core:
         """The engine's section of the settings; raises InvalidSettingsError."""
         settings = dataclasses.asdict(self.settings.value.engine)
         settings["kernel_cache_dir"] = str(self.paths.kernels_dir)
+        settings["tile_cache_dir"] = str(self.paths.tiles_dir)
         settings["waits_for_kernels"] = False
         settings["gpu_tuning_table"] = str(self.paths.gpu_tuning_table)
         return EngineConfig(**(settings | dict(self._engine_overrides)))

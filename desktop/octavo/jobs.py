@@ -48,6 +48,12 @@ class JobControl:
         if self._on_progress is not None:
             self._on_progress(progress)
 
+    def without_progress(self) -> "JobControl":
+        """For a part of the work that nobody is told about; it is cancelled with the whole."""
+        quiet = JobControl()
+        quiet._cancelled = self._cancelled
+        return quiet
+
     def cancel(self) -> None:
         self._cancelled.set()
 

@@ -64,6 +64,11 @@ class AppPaths:
         return self.cache_dir / "kernels"
 
     @property
+    def tiles_dir(self) -> Path:
+        """Of weights as the kernels read them; they can be made again from the models."""
+        return self.cache_dir / "tiles"
+
+    @property
     def gpu_tuning_table(self) -> Path:
         """What `octavo bench --tune` found out about this machine's GPU."""
         return self.data_dir / "gpu_tuning.toml"

@@ -80,7 +80,7 @@ def write_folder(folder: Path) -> None:
         put(name, (noise * shape[1] ** -0.5).cpu())
     for name in norm_names():
         put(name, torch.ones(HIDDEN, dtype=torch.bfloat16))
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file_name, metadata={"format": "pt"})

@@ -10,6 +10,7 @@ import torch
 from octavo.checkpoint.gguf import GGMLType
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, detect_devices
+from octavo.engine.device_errors import free_device_memory
 from octavo.engine.executor import Executor
 from octavo.engine.executors import choose_executor
 from octavo.engine.kv_groups import kv_groups
@@ -86,6 +87,7 @@ def generate(
     return [sequence.output_token_ids for sequence in sequences]
 
 
+@pytest.mark.whole_card
 @pytest.mark.parametrize("kind", [KERNELS, TORCH])
 def test_detected_and_planned(kind: str) -> None:
     gpu = detect_devices()[0]
@@ -95,14 +97,16 @@ def test_detected_and_planned(kind: str) -> None:
     config = EngineConfig(device="cuda")
     plan = plan_memory(SMOLLM2_135M, config, gpu)
     assert plan.fits
+    free_device_memory()
     before = torch.cuda.mem_get_info(0)[0]
     model = build_model(SMOLLM2_135M, plan)
     for parameter in model.parameters():
         parameter.fill_(0.01)
-    executor = choose_executor(model, SMOLLM2_135M, plan, config)
+    executor: Executor
     if kind == TORCH:
         executor = TorchExecutor(model, SMOLLM2_135M, plan)
     else:
+        executor = choose_executor(model, SMOLLM2_135M, plan, config)
         assert executor.name == "Triton kernels", executor.reason
     runner = ModelRunner(executor, SMOLLM2_135M, plan, config)
     sequence = make_sequence(0, [5] * 512, temperature=0)
@@ -239,6 +243,7 @@ def used_bytes() -> int:
     return total_bytes - free_bytes
 
 
+@pytest.mark.whole_card
 @pytest.mark.parametrize("weights", ["packed", "unpacked"])
 def test_unloading_returns_the_cards_memory(tmp_path: Path, weights: str) -> None:
     """But for the driver's context and the code of kernels, which come with the first load."""

@@ -207,6 +207,7 @@ def test_an_error_that_is_kept_keeps_no_tensors() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.whole_card
 def test_a_real_card_runs_out_of_memory_and_goes_on() -> None:
     def fill() -> None:
         tensors = []

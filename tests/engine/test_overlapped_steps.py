@@ -47,8 +47,6 @@ class Later:
 class DelayedExecutor(TorchExecutor):
     """Does what a device does, in plain torch: it alone knows the tokens it chose last."""
 
-    leaves_out = True
-
     def __init__(self, model: Decoder, config: ModelConfig, plan: MemoryPlan) -> None:
         super().__init__(model, config, plan)
         num_groups = len(kv_groups(config, plan.max_model_len))
@@ -186,11 +184,7 @@ def make_engine(
         max_step_tokens=40,
     )
     scheduler = Scheduler(
-        blocks,
-        max_num_seqs=MAX_NUM_SEQS,
-        max_num_batched_tokens=40,
-        max_model_len=MAX_MODEL_LEN,
-        can_choose=runner.can_choose,
+        blocks, max_num_seqs=MAX_NUM_SEQS, max_num_batched_tokens=40, max_model_len=MAX_MODEL_LEN
     )
     return Engine(runner, tokenizer, scheduler, blocks, max_model_len=MAX_MODEL_LEN), executor
 

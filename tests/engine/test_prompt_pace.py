@@ -1,6 +1,11 @@
 """How much of a prompt a step takes while others' answers are streamed."""
 
-from octavo.engine.prompt_pace import STREAMED_STEP_S, PromptPace, attention_reach
+from octavo.engine.prompt_pace import (
+    STREAMED_CPU_STEP_S,
+    STREAMED_STEP_S,
+    PromptPace,
+    attention_reach,
+)
 from tests.engine.fake_model import FakeEngine
 from tests.support.model_shapes import LLAMA_8B
 
@@ -16,6 +21,13 @@ def test_beside_streams_a_step_takes_as_many_tokens_as_fit_its_time() -> None:
     assert pace.step_budget(1) == 2048
     for rate, expected in ((44_000, 4352), (9_000, 896), (100, 129), (1e6, 16384)):
         pace.note(4096, 4096 / rate)
+        assert pace.step_budget(1) == expected, rate
+
+
+def test_a_processor_may_take_longer() -> None:
+    pace = PromptPace(512, step_s=STREAMED_CPU_STEP_S)
+    for rate, expected in ((1200, 512), (500, 251), (100, 129)):
+        pace.note(512, 512 / rate)
         assert pace.step_budget(1) == expected, rate
 
 
@@ -57,6 +69,23 @@ def test_the_end_of_a_long_prompt_takes_no_longer_steps_than_its_beginning() -> 
         computed += num_tokens
     assert max(times) < 1.3 * STREAMED_STEP_S
     assert min(times) > 0.6 * STREAMED_STEP_S
+
+
+def test_a_crowd_that_waits_is_served_in_large_steps() -> None:
+    engine = FakeEngine(
+        num_blocks=2000, max_num_batched_tokens=1024, max_model_len=4000, max_num_seqs=100
+    )
+    engine.add(list(range(100, 1100)), max_tokens=60)
+    engine.step()
+    engine.scheduler.pace.note(1000, 1000 * STREAMED_STEP_S / 200)
+    for index in range(12):
+        engine.add([index + 1, *range(500, 900)], max_tokens=40)
+    large = [engine.step().num_tokens for _ in range(2)]
+    assert large == [1024, 1024]
+    assert engine.scheduler.num_waiting == 6
+    assert engine.step().num_tokens < 300
+    engine.run()
+    engine.check_done()
 
 
 def test_the_scheduler_cuts_prompts_beside_streams_only() -> None:

@@ -68,13 +68,13 @@ def assemble(model: ModelConfig, tokenizer: Tokenizer, **options: Any) -> Assemb
         plan.num_group_blocks,
         plan.block_size,
         windows=[group.window for group in kv_groups(model, plan.max_model_len)],
-        max_step_tokens=config.max_num_batched_tokens,
+        max_step_tokens=plan.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
     )
     scheduler = Scheduler(
         blocks,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_batched_tokens=plan.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
     )
     engine = Engine(runner, tokenizer, scheduler, blocks, max_model_len=plan.max_model_len)

@@ -224,6 +224,14 @@ def test_remove_frees_the_file_and_tells(library: ModelLibrary, folder: Path, ti
     assert library.remove(model) == 0
 
 
+def test_remove_takes_along_what_is_kept_elsewhere(folder: Path, tiny: bytes) -> None:
+    (folder / "m.gguf").write_bytes(tiny)
+    kept = {folder / "m.gguf": 7}
+    library = ModelLibrary(lambda: [folder], forget=lambda path: kept.pop(path))
+    assert library.remove(library.find("m")) == len(tiny) + 7
+    assert not kept
+
+
 def test_remove_takes_the_link_and_leaves_what_it_points_to(
     library: ModelLibrary, folder: Path, tmp_path: Path, tiny: bytes
 ) -> None:

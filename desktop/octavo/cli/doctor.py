@@ -125,6 +125,8 @@ def _examine_kernels(findings: Findings, paths: AppPaths, core: Core) -> None:
         "threads": str(settings.cpu_threads or default_cpu_threads()),
         "switched": "off" if settings.cpu_kernels == "off" else "on",
         "compiled": str(paths.kernels_dir),
+        "weights kept for loads": f"{format_bytes(core.tile_store.num_bytes())} of"
+        f" {core.tile_store.num_models()} models in {paths.tiles_dir}",
     }
 
 

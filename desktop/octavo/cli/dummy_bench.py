@@ -183,8 +183,7 @@ class Workloads:
 def _room_tokens(batch_sizes: Sequence[int]) -> int:
     """Of a KV cache that holds every workload."""
     at_once = max(batch_sizes, default=1) * (_PROMPT_TOKENS + _OUTPUT_TOKENS)
-    alone = _LONG_PROMPT_TOKENS + (_NUM_STREAMS + 1) * _SINGLE_OUTPUT_TOKENS
-    alone += _NUM_STREAMS * _PROMPT_TOKENS
+    alone = _LONG_PROMPT_TOKENS + _SINGLE_OUTPUT_TOKENS
     sharing = _PREFIX_TOKENS + _PREFIX_REQUESTS * (_PREFIX_OWN_TOKENS + _PREFIX_OUTPUT_TOKENS)
     return int(max(at_once, alone, sharing) * _SPARE_ROOM)
 

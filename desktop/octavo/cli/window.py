@@ -18,11 +18,15 @@ def open_window(options: argparse.Namespace, paths: AppPaths) -> int:
     reason = why_no_window(os.environ, sys.platform)
     if reason is None:
         try:
-            from octavo.ui.desktop import run_desktop
+            from octavo.ui.desktop import RESTART, run_desktop
         except ImportError as error:
             reason = f"Qt cannot start: {error}"
         else:
-            return run_desktop(paths, opened=absolute(options.opened))
+            status = run_desktop(paths, opened=absolute(options.opened))
+            if status == RESTART:
+                # The window comes back as it was left, and loads the model that was in use.
+                os.execv(sys.executable, [sys.executable, "-m", "octavo"])  # noqa: S606
+            return status
     from octavo.cli.chat import answer_once, converse
 
     print(f"{reason.rstrip('.')}. Chatting on the terminal instead.", file=sys.stderr)

@@ -41,6 +41,8 @@ class EngineConfig:
     """Threads of those kernels; None: one for each core."""
     kernel_cache_dir: str | None = None
     """Where compiled kernels are kept; None: where Numba keeps what it compiles."""
+    tile_cache_dir: str | None = None
+    """Where weights are kept as those kernels read them, for the next load; None: nowhere."""
     waits_for_kernels: bool = True
     """Whether a load waits until the kernels are compiled; else torch answers until then."""
     gpu_tuning_table: str | None = None

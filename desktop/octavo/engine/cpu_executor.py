@@ -34,7 +34,6 @@ class CPUExecutor:
     """
 
     name = "CPU kernels"
-    leaves_out = False
 
     def __init__(
         self,
@@ -80,7 +79,12 @@ class CPUExecutor:
         self._threads = WorkerThreads(num_threads, scratch_bytes)
         # One for the step that runs, one for the step that is begun meanwhile.
         self._step, self._other_step = (
-            StepArrays(len(groups), config.num_heads // config.num_kv_heads, max_rows)
+            StepArrays(
+                len(groups),
+                config.num_heads // config.num_kv_heads,
+                max_rows,
+                max_split_tiles=self._program.max_split_tiles,
+            )
             for _ in range(2)
         )
 
@@ -114,11 +118,11 @@ class CPUExecutor:
         return self._program.rows[: len(inputs.logits_indices)]
 
     def choose(self, hidden: torch.Tensor, draws: Draws) -> "ChosenTokens":
+        assert not draws.top_ks, "only plain sequences are launched"
         step = self._step
-        assert len(hidden) == len(draws.temperatures)
         step.want_tokens(draws.temperatures, draws.keys)
         step.last_program = self._program.logits_of_rows.start(self._threads, step.address, step)
-        return ChosenTokens(self._threads, step, len(draws.temperatures))
+        return ChosenTokens(self._threads, step, len(hidden))
 
     def _start(self, inputs: StepInputs, *, taken: npt.NDArray[Any]) -> None:
         """Lets the threads begin with the layers of a step."""

@@ -34,6 +34,8 @@ from octavo.engine.models.decoder import Decoder, DecoderLayer
 
 _PORTIONS_PER_THREAD = 6
 """A matrix is cut into so many, so that who comes late or is put aside costs little."""
+_SPLITS_PER_THREAD = 4
+"""Parts of contexts, counted for each key head, so that few decodes keep all threads busy."""
 _GATE_GROUPS = 64
 """Groups of 32 channels that are gated at a time."""
 
@@ -90,6 +92,11 @@ class DecoderProgram:
         self._inputs = _Inputs(max_tokens, size)
         self._projected = float_buffer(max_tokens, num_all_heads * head_dim)
         self._attended = _Inputs(max_tokens, query_size)
+        self.max_split_tiles = max(1, _SPLITS_PER_THREAD * num_threads // config.num_kv_heads)
+        """The most parts of contexts, of all decodes of a step together."""
+        self._attended_parts = float_buffer(
+            self.max_split_tiles, config.num_heads, head_dim + attention.PART_NUMBERS
+        )
         self._gates = float_buffer(max_tokens, 2 * config.intermediate_size)
         self._gated = _Inputs(max_tokens, config.intermediate_size)
         self._output = float_buffer(max_tokens, size)
@@ -239,6 +246,7 @@ class DecoderProgram:
         words |= {
             attention.OUTPUT: None if writes_groups else self._attended.floats,
             attention.QUANTIZED: quantized if writes_groups else None,
+            attention.PARTS: self._attended_parts,
             attention.SCALE: float(scale),
             attention.WINDOW: window or 0,
             attention.SOFTCAP: float(config.attention_softcap or 0.0),
@@ -246,6 +254,9 @@ class DecoderProgram:
         }
         self.layers.add(
             attention.attend_tiles, words, extent=step_words.NUM_TILES, factor=num_kv_heads
+        )
+        self.layers.add(
+            attention.join_parts, words, extent=step_words.NUM_JOINED, factor=config.num_heads
         )
         if quantized is not None and not writes_groups:
             self._add_quantizing(self.layers, self._attended, step_words.NUM_TOKENS)

@@ -21,7 +21,6 @@ from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import DTYPES, Decoder
 from octavo.engine.models.fused_decoder import FusedDecoder
-from octavo.engine.models.gpu_matrices import MakeMatrix
 from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence
 from octavo.engine.sequence import Sequence as TokenSequence
@@ -32,7 +31,6 @@ class CudaExecutor:
     """Fused kernels for every step; steps of one token per sequence are graphs."""
 
     name = "Triton kernels"
-    leaves_out = True
 
     def __init__(
         self,
@@ -42,7 +40,6 @@ class CudaExecutor:
         *,
         max_num_seqs: int,
         reason: str = "",
-        make_matrix: MakeMatrix | None = None,
         tuning_table: Path | None = None,
         await_weights: Callable[[], object] = lambda: None,
     ) -> None:
@@ -54,7 +51,6 @@ class CudaExecutor:
             plan: says device, data type and the size of the cache.
             max_num_seqs: the most sequences of a step.
             reason: why this executor was chosen.
-            make_matrix: how linear layers are multiplied by; None: as the model holds them.
             tuning_table: of this machine's own card; None: there is none.
             await_weights: returns when the model's weights have been read. Until then kernels are
                 compiled, which asks only where the weights are.
@@ -89,9 +85,8 @@ class CudaExecutor:
             tilings=load_tilings(plan.device.name, padded_head_dim(config.head_dim), tuning_table),
         )
         with torch.inference_mode():
-            self._fused = FusedDecoder(model, config, overlap=overlap, make_matrix=make_matrix)
+            self._fused = FusedDecoder(model, config, overlap=overlap)
             self._graphs = DecodeGraphs(
-                model,
                 self._fused,
                 config,
                 self._kv_cache,
@@ -150,7 +145,7 @@ class CudaExecutor:
         )
         if inputs.token_ids[: inputs.num_decode].min(initial=0) < 0:
             token_ids = self._graphs.resolve(token_ids)
-        hidden = self._model.model.embed_tokens(token_ids)
+        hidden = self._fused.embed(token_ids)
         return self._fused.run(
             hidden,
             self._rotations(positions),
@@ -182,7 +177,7 @@ class CudaExecutor:
             sequence.block_tables = [[1 + index] for _ in self._windows]
             scheduled.append(ScheduledSequence(sequence, start, num_tokens))
         hidden = self.forward_sampled(batch.prepare(ScheduledBatch(tuple(scheduled))))
-        self.choose(hidden, Draws(temperatures=(0.0, 0.0), keys=(0, 0))).token_ids()
+        self.choose(hidden, Draws((0.0, 0.0), (0, 0))).token_ids()
 
     def _rotations(self, positions: torch.Tensor) -> list[HeadRotation]:
         rotations = []

@@ -25,7 +25,6 @@ from octavo.engine.kernels.triton.sampling import choose_tokens
 from octavo.engine.kernels.triton.truncation import Truncation
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.model_config import ModelConfig
-from octavo.engine.models.decoder import Decoder
 from octavo.engine.models.fused_decoder import FusedDecoder
 from octavo.engine.staging import stage
 from octavo.engine.step_memory import decode_graph_sizes
@@ -42,8 +41,8 @@ class _Step:
 
     run_layers: Callable[[], None]
     run_head: Callable[[], None]
-    attention: TritonAttentionStep
-    """Holds what the graphs read and write, which nobody else may have."""
+    captured: "_Step | None" = None
+    """What graphs were made of. They write to its tensors, and do not keep them."""
 
 
 class ChosenTokens:
@@ -66,7 +65,6 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        model: Decoder,
         fused: FusedDecoder,
         config: ModelConfig,
         kv_cache: KVCache,
@@ -80,8 +78,7 @@ class DecodeGraphs:
         """Allocates the buffers; `warm_up` and `capture` make the graphs.
 
         Args:
-            model: for its embedding.
-            fused: its layers.
+            fused: the model's layers.
             config: its numbers.
             kv_cache: of this model's shape.
             attention: the backend.
@@ -90,7 +87,6 @@ class DecodeGraphs:
             max_blocks: of a sequence.
             captures: whether steps can be captured; otherwise their kernels are launched each time.
         """
-        self._embedding = model.model.embed_tokens
         self._fused = fused
         self._config = config
         self._kv_cache = kv_cache
@@ -167,7 +163,7 @@ class DecodeGraphs:
             self._steps[size] = _Step(
                 self._capture(step.run_layers, pool),
                 self._capture(step.run_head, pool),
-                step.attention,
+                captured=step,
             )
         torch.cuda.synchronize(self._device)
         logger.info(
@@ -216,7 +212,7 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def choose(self, hidden: torch.Tensor, draws: Draws) -> ChosenTokens:
-        """As `LaunchingExecutor.choose`."""
+        """As `DeviceExecutor.choose`."""
         num_rows = len(hidden)
         self._set_sampling(draws.temperatures, draws.keys)
         if draws.top_ks or draws.masks:
@@ -314,20 +310,20 @@ class DecodeGraphs:
             token_ids=self._token_ids[:size],
         )
         step = self._attention_step(inputs, size)
-        is_packed = self._embedding.packed is not None
+        embedding = self._fused.embedding
 
         def run_layers() -> None:
             begin_step(
                 inputs,
-                None if is_packed else self._embedding.weight,
+                embedding.dense,
                 self._tables,
                 self._fused.rotation_rules,
                 block_size=self._attention.shape.block_size,
-                embedding_scale=self._embedding.scale,
+                embedding_scale=embedding.scale,
                 overlap=self._attention.overlap,
             )
-            if is_packed:
-                inputs.hidden.copy_(self._embedding(inputs.token_ids))
+            if embedding.dense is None:
+                embedding.look_up(inputs.token_ids, inputs.hidden)
             self._fused.run(
                 inputs.hidden,
                 inputs.rotations,
@@ -339,7 +335,7 @@ class DecodeGraphs:
         def run_head() -> None:
             self._choose(self._normed[:size], size)
 
-        return _Step(run_layers, run_head, step)
+        return _Step(run_layers, run_head)
 
     def _attention_step(self, inputs: DecodeInputs, size: int) -> TritonAttentionStep:
         others = (window for window in self._windows[1:] if window is not None)

@@ -43,7 +43,7 @@ def free_device_memory(*, with_workspaces: bool = False) -> None:
         with_workspaces: also what the matrix libraries work in. Captured steps know where that
             is, so there may be none any more.
     """
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if not _uses_cuda():
         return
     gc.collect()
     # torch has no public names for these two, and its build for the CPU has not even them.
@@ -53,11 +53,22 @@ def free_device_memory(*, with_workspaces: bool = False) -> None:
     torch.cuda.empty_cache()
 
 
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error of torch says that the device has failed, and not that memory ran out."""
+    return not _is_of_memory(error) and (
+        isinstance(error, torch.AcceleratorError) or _LOST.search(str(error)) is not None
+    )
+
+
+def _is_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or _MEMORY.search(str(error)) is not None
+
+
 def _translate(error: RuntimeError) -> OctavoError | None:
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or _MEMORY.search(text):
+    if _is_of_memory(error):
         return _memory_error(text)
-    if isinstance(error, torch.AcceleratorError) or _LOST.search(text):
+    if is_lost(error):
         return DeviceLostError(
             f"{_device_name()} failed: {_first_line(text)}.",
             hint="Restart the engine. If the card fails again at once, close Octavo and start it"
@@ -82,12 +93,16 @@ def _memory_error(text: str) -> DeviceMemoryError:
     )
 
 
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def _first_line(text: str) -> str:
     return text.strip().splitlines()[0].rstrip(".") if text.strip() else "it gave no reason"
 
 
 def _device_name() -> str:
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if not _uses_cuda():
         return "this machine"
     with contextlib.suppress(RuntimeError):
         return torch.cuda.get_device_name()
@@ -95,7 +110,7 @@ def _device_name() -> str:
 
 
 def _free_bytes() -> int | None:
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if not _uses_cuda():
         return None
     with contextlib.suppress(RuntimeError):
         return torch.cuda.mem_get_info()[0]

@@ -1,15 +1,17 @@
 """Engines for models of known shapes with random weights: speed does not depend on their values."""
 
+import dataclasses
 import time
-from typing import TYPE_CHECKING
 
 import torch
 
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import choose_device, detect_devices
+from octavo.engine.dummy_weights import DENSE, DUMMY_FORMATS, DummyFormat
 from octavo.engine.engine import Engine
 from octavo.engine.executors import choose_executor
-from octavo.engine.layers.linear import FusedLinear, Linear
+from octavo.engine.layers.embedding import Embedding
+from octavo.engine.layers.linear import Linear
 from octavo.engine.load_report import LoadReport
 from octavo.engine.loading import assemble_engine
 from octavo.engine.memory import plan_memory
@@ -17,11 +19,6 @@ from octavo.engine.model_config import ModelConfig, MoEConfig, RopeConfig
 from octavo.engine.models.decoder import Decoder, build_model
 from octavo.engine.tokenizer import byte_alphabet, tokenizer_from_metadata
 from octavo.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from octavo.engine.models.gpu_matrices import MakeMatrix
-
-WEIGHTS = ("bf16", "int4")
 
 
 def _shape(
@@ -111,29 +108,36 @@ def load_dummy_engine(
         raise InvalidInputError(
             f"There is no shape {shape_name!r}.", hint=f"Choose one of: {', '.join(shapes)}."
         )
-    if weights not in WEIGHTS:
+    if weights != DENSE and weights not in DUMMY_FORMATS:
+        formats = ", ".join([DENSE, *DUMMY_FORMATS])
         raise InvalidInputError(
-            f"Dummy weights cannot be {weights!r}.", hint=f"Choose one of: {', '.join(WEIGHTS)}."
+            f"Dummy weights cannot be {weights!r}.", hint=f"Choose one of: {formats}."
         )
     started_at = time.perf_counter()
     model_config = shapes[shape_name]
+    dummy_format = DUMMY_FORMATS.get(weights)
+    if dummy_format is not None:
+        stored = dummy_format.stored(model_config)
+        model_config = dataclasses.replace(model_config, stored=stored, quantization=weights)
+        config = dataclasses.replace(config, weights="packed")
     plan = plan_memory(model_config, config, choose_device(config, detect_devices()))
     plan.require_fit()
     tokenizer = tokenizer_from_metadata(dummy_vocabulary(model_config.vocab_size))
-    if weights == "int4" and (plan.device.kind != "cuda" or plan.dtype != "bfloat16"):
+    if dummy_format is not None and plan.device.kind != "cuda":
         raise InvalidInputError(
-            f"Dummy weights in int4 are for GPUs in bfloat16; this is {plan.device.name} in"
-            f" {plan.dtype}.",
-            hint="Choose bf16.",
+            f"Dummy weights in {weights} are for GPUs; this is {plan.device.name}.",
+            hint=f"Choose {DENSE}.",
         )
-    if weights == "int4" and model_config.moe is not None:
+    if dummy_format is not None and model_config.moe is not None:
         raise InvalidInputError(
-            f"{shape_name} has experts, whose kernels know no four bits.", hint="Choose bf16."
+            f"{shape_name} has experts, whose kernels multiply by 16-bit weights alone.",
+            hint=f"Choose {DENSE}.",
         )
     model = build_model(model_config, plan)
     _randomise(model)
-    make_matrix = _make_int4(model) if weights == "int4" else None
-    executor = choose_executor(model, model_config, plan, config, make_matrix=make_matrix)
+    if dummy_format is not None:
+        _pack(model, model_config, dummy_format)
+    executor = choose_executor(model, model_config, plan, config)
     engine = assemble_engine(executor, tokenizer, model_config, plan, config)
     report = LoadReport(
         plan=plan,
@@ -150,36 +154,26 @@ def load_dummy_engine(
 def _randomise(model: Decoder) -> None:
     """So that activations neither vanish nor grow, as in a trained model."""
     for parameter in model.parameters():
+        if parameter.is_meta:
+            continue
         if parameter.ndim == 1:
             parameter.normal_(1.0, 0.1)
         else:
             parameter.normal_(0.0, parameter.shape[-1] ** -0.5)
 
 
-def _make_int4(model: Decoder) -> "MakeMatrix":
-    """Symmetric, in groups of 128; the output projection stays as it is, as quantisers leave it."""
-    from octavo.engine.kernels.triton.int4 import TILE, pack_int4
-    from octavo.engine.kernels.triton.launch import overlaps_launches
-    from octavo.engine.kernels.triton.matrices import DenseMatrix, Int4Matrix, Matrix
+@torch.inference_mode()
+def _pack(model: Decoder, config: ModelConfig, dummy_format: DummyFormat) -> None:
+    """Gives every layer that keeps its matrix packed a random one."""
+    for name, module in model.named_modules():
+        if isinstance(module, Linear | Embedding):
+            matrix = dummy_format.make(name, _shape_of(module), config, module.device)
+            module.put("weight", 0, matrix)
 
-    def make(linear: Linear | FusedLinear) -> Matrix:
-        assert linear.weight is not None
-        weight = linear.weight
-        overlap = overlaps_launches(weight.device)
-        if linear is model.lm_head:
-            return DenseMatrix(weight, linear.bias, overlap=overlap)
-        num_rows, num_columns = weight.shape
-        codes = torch.randint(0, 16, weight.shape, dtype=torch.uint8, device=weight.device)
-        scales = torch.rand(num_rows, num_columns // TILE, device=weight.device)
-        scales = (scales + 0.5) * num_columns**-0.5 / 4.6
-        # The dense weights would only take room from now on.
-        for part in linear.parts if isinstance(linear, FusedLinear) else [linear]:
-            part.weight = torch.nn.Parameter(part.weight.to("meta"), requires_grad=False)
-        if isinstance(linear, FusedLinear):
-            linear.forget_weight()
-        return Int4Matrix(pack_int4(codes, scales, -8 * scales), linear.bias, overlap=overlap)
 
-    return make
+def _shape_of(module: Linear | Embedding) -> tuple[int, int]:
+    num_rows, num_columns = module.weight.shape
+    return num_rows, num_columns
 
 
 def dummy_vocabulary(vocab_size: int) -> dict[str, str | list[str]]:

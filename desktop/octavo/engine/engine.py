@@ -60,6 +60,9 @@ class LaunchingRunner(Runner, Protocol):
     def launch(self, batch: ScheduledBatch) -> LaunchedStep | None:
         """Begins a step; None, and nothing is done, if the host has a part in sampling it."""
 
+    def suits(self, sequence: TokenSequence) -> bool:
+        """Whether a sequence's tokens can be chosen without the host."""
+
     def launch_following(self, batch: ScheduledBatch) -> LaunchedStep:
         """Begins the step after the one launched last, as `schedule_following` planned it."""
 
@@ -264,9 +267,9 @@ class Engine:
 
     def _await(self, batch: ScheduledBatch, launched: LaunchedStep) -> StepOutput:
         """Begins the step after a launched one, if it can be planned, then waits for this one."""
-        following = self._scheduler.schedule_following(batch)
+        assert self._launcher is not None
+        following = self._scheduler.schedule_following(batch, self._launcher.suits)
         if following is not None:
-            assert self._launcher is not None
             try:
                 self._ahead = following, self._launcher.launch_following(following)
                 self._note_scheduled(following)

@@ -49,9 +49,9 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How an executor chooses the tokens of some rows by itself.
+    """How a device chooses the tokens of some rows: what of `SamplingParams` it can do by itself.
 
-    Each of the sequences has a value for each row.
+    Each sequence has a value for each row.
     """
 
     temperatures: Sequence[float]
@@ -84,19 +84,15 @@ class LaunchingExecutor(Executor, Protocol):
     -1 - i in a step's inputs is the one that the step before chooses for its row i.
     """
 
-    @property
-    def leaves_out(self) -> bool:
-        """Whether it can leave tokens out of a draw; if not, those fields of `Draws` are empty."""
-
     def forward_sampled(self, inputs: StepInputs) -> torch.Tensor:
         """As `forward`, for the rows that are sampled from: [num_sampled, hidden_size]."""
 
     def choose(self, hidden: torch.Tensor, draws: Draws) -> SampledLater:
-        """Chooses a token per row: the likeliest, or one drawn at a temperature.
+        """Chooses a token per row.
 
         Args:
             hidden: [num_rows, hidden_size], as `forward_sampled` or `decode` gave them.
-            draws: of these rows.
+            draws: of these rows; only a `DeviceExecutor` can leave tokens out.
         """
 
 

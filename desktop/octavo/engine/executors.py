@@ -4,7 +4,6 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,9 +16,6 @@ from octavo.engine.models.decoder import Decoder
 from octavo.engine.step_memory import MAX_TRITON_HEAD_DIM
 from octavo.engine.torch_executor import TorchExecutor
 
-if TYPE_CHECKING:
-    from octavo.engine.models.gpu_matrices import MakeMatrix
-
 logger = logging.getLogger(__name__)
 
 _MIN_FLOAT8_CAPABILITY = (8, 9)
@@ -31,7 +27,6 @@ def choose_executor(
     plan: MemoryPlan,
     config: EngineConfig,
     *,
-    make_matrix: "MakeMatrix | None" = None,
     await_weights: Callable[[], object] = lambda: None,
 ) -> Executor:
     """Makes the fastest executor that can run a model on the plan's device.
@@ -41,17 +36,18 @@ def choose_executor(
         model_config: its numbers.
         plan: for it.
         config: what was asked for.
-        make_matrix: as of `CudaExecutor`.
         await_weights: returns when the model is loaded.
 
     Raises:
         InsufficientMemoryError: its KV cache could not be allocated.
     """
     if plan.device.kind != "cuda":
+        await_weights()
         return TorchExecutor(model, model_config, plan)
     refusal = triton_refusal(plan.device, model_config.head_dim, plan.kv_dtype)
     if refusal:
         logger.warning("%s Plain torch is used.", refusal)
+        await_weights()
         return TorchExecutor(model, model_config, plan, reason=f"{refusal} Plain torch is used.")
     from octavo.engine.cuda_executor import CudaExecutor
 
@@ -61,7 +57,6 @@ def choose_executor(
         plan,
         max_num_seqs=config.max_num_seqs,
         reason=f"Triton builds kernels for {plan.device.name}.",
-        make_matrix=make_matrix,
         await_weights=await_weights,
         tuning_table=None if config.gpu_tuning_table is None else Path(config.gpu_tuning_table),
     )

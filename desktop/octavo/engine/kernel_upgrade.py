@@ -50,8 +50,7 @@ class KernelUpgrade:
             lambda done, total: control.report(Progress(STAGE, done, total)), in_child_only=True
         )
         # Whoever looks is to read the same words until the engine has switched.
-        silent = JobControl(lambda _progress: control.raise_if_cancelled())
-        self._executor = self._load.executor(self._plan, silent)
+        self._executor = self._load.executor(self._plan, control.without_progress())
 
     def apply(self) -> LoadReport:
         executor, self._executor = self._executor, None

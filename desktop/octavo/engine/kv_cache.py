@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from octavo.engine.attention.base import LayerCache
+from octavo.engine.device_errors import is_lost
 from octavo.engine.kv_groups import KVGroup
 from octavo.errors import InsufficientMemoryError
 
@@ -73,6 +74,8 @@ class KVCache:
                     scales[:, :, 0] = 0
                     self._scales.append(scales)
         except RuntimeError as error:  # torch has one class for this on the GPU, none on the CPU.
+            if is_lost(error):
+                raise
             num_slots = block_size * sum(
                 len(group.layers) * count for group, count in zip(groups, num_blocks, strict=True)
             )

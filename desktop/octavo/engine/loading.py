@@ -1,15 +1,20 @@
 """Makes an engine from a checkpoint: header, plan, tokenizer, weights, blocks."""
 
+import contextlib
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
+from octavo.checkpoint.identity import identity_of
 from octavo.engine.block_manager import BlockManager
 from octavo.engine.checkpoint_parts import CheckpointParts, read_parts
 from octavo.engine.config import EngineConfig
@@ -18,6 +23,7 @@ from octavo.engine.device_errors import device_errors, free_device_memory
 from octavo.engine.engine import Engine
 from octavo.engine.executor import Executor
 from octavo.engine.executors import choose_executor
+from octavo.engine.gpu_formats import multiplies_packed
 from octavo.engine.kernel_upgrade import KernelUpgrade
 from octavo.engine.kv_groups import kv_groups
 from octavo.engine.load_report import LoadReport
@@ -26,11 +32,18 @@ from octavo.engine.model_config import ModelConfig
 from octavo.engine.model_runner import ModelRunner
 from octavo.engine.models.decoder import Decoder, build_model
 from octavo.engine.planning import kernel_forms, plan_load, plan_meanwhile
-from octavo.engine.prompt_pace import PromptPace, attention_reach
+from octavo.engine.prompt_pace import (
+    STREAMED_CPU_STEP_S,
+    STREAMED_STEP_S,
+    PromptPace,
+    attention_reach,
+)
 from octavo.engine.scheduler import Scheduler
+from octavo.engine.tile_store import Bytes, StoredMatrix, TileStore
 from octavo.engine.tokenizer import Tokenizer
+from octavo.engine.weights.destinations import Destinations
 from octavo.engine.weights.load import load_weights
-from octavo.jobs import JobControl, Progress
+from octavo.jobs import JobCancelled, JobControl, Progress
 
 if TYPE_CHECKING:
     from octavo.engine.kernels.cpu.kernel_cache import ReportParts
@@ -105,8 +118,11 @@ def assemble_engine(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=plan.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
-        pace=PromptPace(plan.max_num_batched_tokens, reach=attention_reach(model_config)),
-        can_choose=runner.can_choose,
+        pace=PromptPace(
+            plan.max_num_batched_tokens,
+            reach=attention_reach(model_config),
+            step_s=STREAMED_CPU_STEP_S if plan.device.kind == "cpu" else STREAMED_STEP_S,
+        ),
     )
     return Engine(runner, tokenizer, scheduler, block_manager, max_model_len=plan.max_model_len)
 
@@ -167,27 +183,42 @@ class _Load:
         """Reads the weights, for the kernels or for torch."""
         model_config, config = self.parts.model_config, self._config
         model = build_model(model_config, plan)
+        if plan.uses_kernels:
+            return self._cpu_executor(model, plan, control)
         if plan.device.kind == "cuda" and not plan.keeps_packed:
-            return self._read_and_prepare(model, plan, control)
+            # Kernels are compiled meanwhile, which asks only where the weights are.
+            with ThreadPoolExecutor(1, "octavo-load") as pool:
+                reading = pool.submit(load_weights, model, self._header, model_config, control)
+                return choose_executor(
+                    model, model_config, plan, config, await_weights=reading.result
+                )
         load_weights(model, self._header, model_config, control)
-        if not plan.uses_kernels:
-            control.report(Progress("Preparing the KV cache"))
-            return choose_executor(model, model_config, plan, config)
-        from octavo.engine.cpu_executor import CPUExecutor
+        control.report(Progress("Preparing the KV cache"))
+        return choose_executor(model, model_config, plan, config)
 
+    def _cpu_executor(self, model: Decoder, plan: MemoryPlan, control: JobControl) -> Executor:
+        """Out of the tiles that an earlier load has kept, or of the checkpoint."""
+        from octavo.engine.cpu_executor import CPUExecutor
+        from octavo.engine.cpu_weights import put_tiles, take_tiles, tiles_version
+
+        config, model_config = self._config, self.parts.model_config
+        store, key = None, ""
+        if config.tile_cache_dir is not None:
+            store = TileStore(Path(config.tile_cache_dir))
+            key = f"{identity_of(self._header)}-{tiles_version()}"
+        kept = None if store is None else store.open(key)
+        # Of the layers while they are empty; the executor takes the model apart.
+        slots = Destinations(model).slots
+        has_tiles = kept is not None and put_tiles(slots, kept)
+        load_weights(model, self._header, model_config, control, with_packed=not has_tiles)
         control.report(Progress("Arranging the weights for the processor"))
         num_threads = config.cpu_threads or default_cpu_threads()
-        return CPUExecutor(model, model_config, plan, config, num_threads=num_threads)
-
-    def _read_and_prepare(self, model: Decoder, plan: MemoryPlan, control: JobControl) -> Executor:
-        """Compiles kernels while another thread reads the weights."""
-        model_config = self.parts.model_config
-        with ThreadPoolExecutor(1, "octavo-load") as pool:
-            reading = pool.submit(load_weights, model, self._header, model_config, control)
-            executor = choose_executor(
-                model, model_config, plan, self._config, await_weights=reading.result
-            )
-            reading.result()
+        executor = CPUExecutor(model, model_config, plan, config, num_threads=num_threads)
+        tiles = None if store is None or has_tiles else take_tiles(slots)
+        if store is not None and tiles is not None:
+            keep = partial(_keep_tiles, store, key, self._header.path, tiles, control)
+            # Beside the first answers. Not a daemon: it ends by itself, at once if cancelled.
+            Thread(target=keep, name="octavo-tiles").start()
         return executor
 
     def runner(self, executor: Executor, plan: MemoryPlan) -> ModelRunner:
@@ -209,6 +240,17 @@ class _Load:
         )
 
 
+def _keep_tiles(
+    store: TileStore,
+    key: str,
+    model: Path,
+    tiles: Mapping[str, tuple[StoredMatrix, Bytes]],
+    control: JobControl,
+) -> None:
+    with contextlib.suppress(JobCancelled):
+        store.write(key, model, tiles, control)
+
+
 def _progress_of(control: JobControl, stage: str) -> "ReportParts":
     return lambda done, total: control.report(Progress(stage, done, total))
 
@@ -218,6 +260,11 @@ def _weights_note(model_config: ModelConfig, plan: MemoryPlan) -> str:
         return (
             f"The file's {model_config.quantization} weights stay packed, arranged for the"
             " processor's vectors, and are multiplied as they are."
+        )
+    if plan.keeps_packed and plan.device.kind == "cuda" and multiplies_packed(model_config):
+        return (
+            f"The file's {model_config.quantization} weights stay packed, arranged for the card's"
+            f" kernels, and are multiplied as they are, in {plan.dtype}."
         )
     if plan.keeps_packed:
         return (

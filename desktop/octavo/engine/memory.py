@@ -4,9 +4,9 @@ import dataclasses
 import operator
 from dataclasses import dataclass
 
-from octavo.checkpoint.weight_format import Layout
 from octavo.engine.config import EngineConfig
-from octavo.engine.device import Device
+from octavo.engine.device import MIN_TRITON_CAPABILITY, Device
+from octavo.engine.gpu_formats import multiplies_packed
 from octavo.engine.kv_groups import KVGroup, kv_groups, most_window_blocks, num_blocks_for
 from octavo.engine.model_config import ModelConfig, StoredSizes
 from octavo.engine.step_memory import (
@@ -29,7 +29,6 @@ MIN_CONTEXT_TOKENS = 512
 DEFAULT_CPU_SEQUENCES = 4
 """Full-length sequences the default cache holds on the CPU, memory permitting."""
 
-_INTEGER_LAYOUTS = (Layout.PACKED_INTEGERS, Layout.GPTQ, Layout.AWQ)
 _WEIGHTS, _UNPACKED_WEIGHTS = "Weights", "Unpacked weights"
 KV_CACHE, RESERVE = "KV cache", "Reserve"
 """Names of items of a plan."""
@@ -144,24 +143,20 @@ def _packings(model: ModelConfig, config: EngineConfig, device: Device) -> tuple
 
     Plain torch unpacks a packed matrix anew each time it multiplies, which takes several times as
     long as the product. So unpacked weights are better wherever there is room for them, but for
-    those in four bits that a GPU's kernels multiply by as they are.
+    those that a GPU's kernels multiply by as they are.
     """
     if config.weights == "auto":
-        return (True, False) if _has_gpu_kernels(model, device) else (False, True)
+        return (True, False) if _has_gpu_kernels(model, config, device) else (False, True)
     return (config.weights == "packed",)
 
 
-def _has_gpu_kernels(model: ModelConfig, device: Device) -> bool:
-    linear = None if model.weight_format is None else model.weight_format.default
-    if device.kind != "cuda" or linear is None:
+def _has_gpu_kernels(model: ModelConfig, config: EngineConfig, device: Device) -> bool:
+    if device.kind != "cuda" or config.dtype == "float32":
         return False
-    if device.compute_capability is not None and device.compute_capability < (8, 0):
+    capability = device.compute_capability
+    if capability is not None and capability < MIN_TRITON_CAPABILITY:
         return False
-    return (
-        linear.layout in _INTEGER_LAYOUTS
-        and linear.bits == 4
-        and linear.group_size in (32, 64, 128)
-    )
+    return multiplies_packed(model)
 
 
 def _dtypes(config: EngineConfig, device: Device) -> tuple[str, ...]:

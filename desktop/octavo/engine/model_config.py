@@ -192,6 +192,8 @@ class ModelConfig:
     moe: MoEConfig | None = None
     stored: StoredSizes | None = None
     """What keeping the weights packed takes; None: it is not known."""
+    matrix_types: frozenset[GGMLType] = frozenset()
+    """How a GGUF file stores its matrices; empty: it is none."""
     weight_format: WeightFormat | None = None
     """How a folder's weights are quantised; None: they are not, or each tensor says it itself."""
 

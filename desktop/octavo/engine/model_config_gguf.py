@@ -115,6 +115,9 @@ class _GGUFReader:
                 )
                 for tensor in tensors.values()
             ),
+            matrix_types=frozenset(
+                tensor.ggml_type for tensor in tensors.values() if len(tensor.shape) > 1
+            ),
             attention_bias="blk.0.attn_q.bias" in tensors or "blk.0.attn_qkv.bias" in tensors,
             attention_output_bias="blk.0.attn_output.bias" in tensors,
             attention_scale=self._attention_scale(num_layers, hidden_size, num_heads),

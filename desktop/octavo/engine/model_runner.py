@@ -68,13 +68,6 @@ class ModelRunner:
         self._sampler = Sampler(model_config.vocab_size, stop_token_ids)
         self._masks = TokenMasks(model_config.vocab_size, stop_token_ids)
 
-    def can_choose(self, sequence: TokenSequence) -> bool:
-        """Whether the executor can choose a sequence's next token by itself."""
-        executor = self._launching
-        if executor is None:
-            return False
-        return sequence.is_plain or (executor.leaves_out and sequence.only_leaves_out)
-
     @device_errors()
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepOutput:
@@ -106,7 +99,7 @@ class ModelRunner:
     def launch(self, batch: ScheduledBatch) -> "LaunchedSampling | None":
         """Begins a step whose tokens the executor chooses by itself; None: it cannot."""
         executor = self._launching
-        if executor is None or not all(self.can_choose(item.sequence) for item in batch.sequences):
+        if executor is None or not all(self.suits(item.sequence) for item in batch.sequences):
             return None
         if not any(item.needs_sample for item in batch.sequences):
             return None
@@ -114,6 +107,10 @@ class ModelRunner:
             self.release(sequence)
         self._copy_blocks(batch)
         return self._launch(executor, batch)
+
+    def suits(self, sequence: TokenSequence) -> bool:
+        """Whether a sequence's tokens can be chosen without the host."""
+        return sequence.suits_device if self._device_executor is not None else sequence.is_plain
 
     @device_errors()
     @torch.inference_mode()
@@ -250,9 +247,11 @@ class LaunchedSampling:
             EngineError: the model returned logits that are not finite.
             DeviceLostError: the device failed meanwhile.
         """
+        if self._chosen is None:
+            return StepOutput(tokens={})
         with device_errors():
-            token_ids = [] if self._chosen is None else self._chosen.token_ids()
-        if min(token_ids, default=0) < 0:
+            token_ids = self._chosen.token_ids()
+        if min(token_ids) < 0:
             raise not_finite_error()
         return StepOutput(tokens=dict(zip(self._sequence_ids, token_ids, strict=True)))
 

@@ -92,7 +92,12 @@ def plan_load(
         return dataclasses.replace(plan_memory(model, config, device), why_not_kernels=reason)
     # Activations are 8-bit integers where they meet a matrix and float32 everywhere else.
     config = dataclasses.replace(config, dtype="float32", weights="packed", kv_dtype="float16")
-    return dataclasses.replace(plan_memory(model, config, device), uses_kernels=True)
+    return dataclasses.replace(
+        plan_memory(model, config, device),
+        # Layers get their matrices one by one, also plain numbers, and give them up when packed.
+        keeps_packed=True,
+        uses_kernels=True,
+    )
 
 
 def plan_meanwhile(plan: MemoryPlan, model: ModelConfig, config: EngineConfig) -> MemoryPlan | None:

@@ -5,6 +5,8 @@ from octavo.engine.sequence import ScheduledBatch
 
 STREAMED_STEP_S = 0.1
 """What a step beside running streams may take: ten tokens a second, faster than people read."""
+STREAMED_CPU_STEP_S = 0.5
+"""The same on a processor, where small steps of prompts cost everybody more."""
 _LEAST_TOKENS = 128
 """Less than this a step takes no less time, as weights are read all the same. Products are fastest
 with multiples of it."""
@@ -19,7 +21,7 @@ def attention_reach(model: ModelConfig) -> int:
 
 
 class PromptPace:
-    """Learns from steps how many tokens this machine computes within `STREAMED_STEP_S`.
+    """Learns from steps how many tokens this machine computes within a time.
 
     Alone, a prompt gets the whole token budget of a step: the more tokens at once, the faster. But
     a step of 16,384 tokens can take half a second, in which no stream gets a token.
@@ -28,11 +30,19 @@ class PromptPace:
     longer steps than its beginning.
     """
 
-    def __init__(self, max_num_batched_tokens: int, *, reach: int | None = None) -> None:
+    def __init__(
+        self,
+        max_num_batched_tokens: int,
+        *,
+        reach: int | None = None,
+        step_s: float = STREAMED_STEP_S,
+    ) -> None:
         """Args:
         max_num_batched_tokens: of any step.
         reach: the model's `attention_reach`; None: context costs nothing.
+        step_s: what a step beside streams may take.
         """
+        self._step_s = step_s
         self._configured = self._most = max_num_batched_tokens
         self._least = min(_LEAST_TOKENS, max_num_batched_tokens)
         self._reach = reach
@@ -70,7 +80,7 @@ class PromptPace:
     def note(self, work: float, seconds: float) -> None:
         """Takes in how long the device was busy with so much work."""
         if work >= self._least and seconds > 0:
-            self._tokens = work * STREAMED_STEP_S / seconds
+            self._tokens = work * self._step_s / seconds
 
     def _weight(self, num_context_tokens: int) -> float:
         return 1.0 if self._reach is None else 1.0 + num_context_tokens / self._reach

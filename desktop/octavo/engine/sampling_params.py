@@ -181,21 +181,10 @@ class SamplingParams:
         )
 
     @property
-    def is_plain(self) -> bool:
-        """Whether a token is chosen from its logits and the temperature alone."""
-        return not (
-            self.changes_logits
-            or self.truncates
-            or self.xtc_probability > 0.0
-            or self.logprobs is not None
-            or self.prompt_logprobs is not None
-        )
+    def suits_device(self) -> bool:
+        """Whether a device can choose the tokens by itself, as far as these parameters go.
 
-    @property
-    def only_leaves_out(self) -> bool:
-        """Whether, beside the temperature, tokens are left out of the draw, and nothing more.
-
-        What looks at the tokens so far, or is to be reported, is more.
+        What looks at the tokens so far, or is to be reported, is the host's.
         """
         return not (
             self.repetition_penalty != 1.0
@@ -207,6 +196,12 @@ class SamplingParams:
             or self.logprobs is not None
             or self.prompt_logprobs is not None
         )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a token is chosen from its logits and the temperature alone."""
+        leaves_out = self.bad_words or self.allowed_token_ids is not None
+        return self.suits_device and not (leaves_out or self.truncates)
 
     @property
     def truncates(self) -> bool:

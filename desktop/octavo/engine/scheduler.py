@@ -9,6 +9,9 @@ from octavo.engine.request import FinishReason
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, Sequence, SequenceStatus
 from octavo.errors import InvalidRequestError, PromptTooLongError
 
+_CROWD = 8
+"""When more sequences wait than this, and a quarter as many as run, streams wait for them."""
+
 
 class Scheduler:
     """Continuous batching with chunked prefill and preemption by recomputation.
@@ -30,7 +33,6 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         pace: PromptPace | None = None,
-        can_choose: Callable[[Sequence], bool] | None = None,
     ) -> None:
         """Args:
         block_manager: of the cache.
@@ -38,10 +40,7 @@ class Scheduler:
         max_num_batched_tokens: of a step.
         max_model_len: of a sequence, in tokens.
         pace: of prompts beside streams; None: one that knows nothing of the model.
-        can_choose: whether a step can be begun that chooses a sequence's next token before the
-            last one is known; None: if a temperature is all that it takes.
         """
-        self._can_choose = can_choose or (lambda sequence: sequence.is_plain)
         self.pace = pace or PromptPace(max_num_batched_tokens)
         self._block_manager = block_manager
         self._max_num_seqs = max_num_seqs
@@ -128,7 +127,7 @@ class Scheduler:
         running = self._running_in_order()
         num_decodes = sum(one.num_remaining_tokens == 1 for one in running)
         contexts = [one.num_computed_tokens for one in running[num_decodes:]]
-        budget = self.pace.step_budget(num_decodes, contexts[0] if contexts else 0)
+        budget = self._step_budget(num_decodes, contexts[0] if contexts else 0)
 
         for sequence in running:
             if budget == 0:
@@ -147,15 +146,18 @@ class Scheduler:
             finished=tuple(finished),
         )
 
-    def schedule_following(self, batch: ScheduledBatch) -> ScheduledBatch | None:
+    def schedule_following(
+        self, batch: ScheduledBatch, suits: Callable[[Sequence], bool]
+    ) -> ScheduledBatch | None:
         """Plans the step after one that still runs, whose tokens nobody knows yet.
 
         Every sequence that runs goes on, but for those that are certain to end with the step that
         runs; whoever turns out to have ended computes one token that nobody takes. Then others
-        start, as in `schedule`, as long as a device can choose their tokens.
+        start, as in `schedule`, as long as the host has no part in choosing their tokens.
 
         Args:
-            batch: the step that runs; it samples on the device.
+            batch: the step that runs; its tokens are chosen without the host.
+            suits: whether a sequence's tokens can be.
 
         Returns:
             None if the next step has to wait for this one: somebody would be preempted, or the
@@ -163,7 +165,7 @@ class Scheduler:
         """
         head = self._first_waiting()
         has_room = len(self._running) < self._max_num_seqs
-        if head is not None and has_room and not self._can_choose(head):
+        if head is not None and has_room and not suits(head):
             return None
         decodes: list[ScheduledSequence] = []
         prompts: list[ScheduledSequence] = []
@@ -185,7 +187,7 @@ class Scheduler:
                 decodes.append(ScheduledSequence(sequence, position, 1))
             else:
                 return None
-        budget = self.pace.step_budget(len(decodes), prompts[0].start if prompts else 0)
+        budget = self._step_budget(len(decodes), prompts[0].start if prompts else 0)
         if num_live < len(self._running) or len(decodes) >= budget:
             return None
         scheduled = decodes
@@ -198,10 +200,17 @@ class Scheduler:
             budget -= num_tokens
         if head is not None:
             under_way = set().union(*map(self._block_manager.blocks_under_way, batch.sequences))
-            self._admit(scheduled, budget, under_way, plain_only=True)
+            self._admit(scheduled, budget, under_way, suits)
         if not scheduled:
             return None
         return ScheduledBatch(tuple(scheduled), block_copies=self._block_manager.take_copies())
+
+    def _step_budget(self, num_decodes: int, num_context_tokens: int) -> int:
+        """As `PromptPace.step_budget`, unless a crowd waits, whom large steps serve soonest."""
+        num_waiting = self.num_waiting
+        if num_waiting > _CROWD and num_waiting * 4 >= num_decodes:
+            num_decodes = 0
+        return self.pace.step_budget(num_decodes, num_context_tokens)
 
     def _ends_at(self, sequence: Sequence, num_tokens: int) -> bool:
         """Whether a sequence of so many tokens is over, whatever they are."""
@@ -297,8 +306,7 @@ class Scheduler:
         scheduled: list[ScheduledSequence],
         budget: int,
         under_way: set[bytes],
-        *,
-        plain_only: bool = False,
+        suits: Callable[[Sequence], bool] = lambda _: True,
     ) -> None:
         """Starts waiting sequences with what is left of a step's budget.
 
@@ -306,14 +314,14 @@ class Scheduler:
             scheduled: what the step does already; is added to.
             budget: tokens left.
             under_way: hashes of blocks that a step before this one is computing.
-            plain_only: stops at the first whose tokens a device cannot choose.
+            suits: who may start; the first who may not ends it.
         """
         held: list[Sequence] = []
         if self._waiting:
             under_way = under_way.union(*map(self._block_manager.blocks_under_way, scheduled))
         while budget > 0:
             newcomer = self._peek_waiting(held, under_way)
-            if newcomer is None or (plain_only and not self._can_choose(newcomer)):
+            if newcomer is None or not suits(newcomer):
                 break
             if not self._start(newcomer):
                 break

@@ -150,15 +150,12 @@ class Sequence:
         return params.is_plain and self.num_output_tokens >= params.min_tokens
 
     @property
-    def only_leaves_out(self) -> bool:
-        """Whether, beside the temperature, tokens are left out of the draw, and nothing more.
-
-        Which ones must not hang on the tokens before.
-        """
+    def suits_device(self) -> bool:
+        """Whether a device can choose the next token by itself, before it knows the last one."""
         rules = self.token_rules
         if rules is not None and any(len(word) > 1 for word in rules.bad_words):
             return False
-        return self.sampling_params.only_leaves_out
+        return self.sampling_params.suits_device
 
     def append_token(self, token_id: int) -> None:
         self.token_ids.append(token_id)

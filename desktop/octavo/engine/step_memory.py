@@ -72,7 +72,8 @@ def workspace_bytes(
     element_bytes = BYTES_PER_ELEMENT[dtype]
     query_size = model.num_heads * model.head_dim
     kv_size = model.num_kv_heads * model.head_dim
-    mlp = num_tokens * (model.intermediate_size * 4 + _expert_elements(model)) * element_bytes
+    mlp = num_tokens * model.intermediate_size * 4 * element_bytes
+    mlp += num_tokens * _expert_elements(model) * element_bytes
     if _has_kernels(model, device):
         # The stream, its normalised copy, what is added next, and what the allocator has over.
         residual = num_tokens * model.hidden_size * 4 * element_bytes

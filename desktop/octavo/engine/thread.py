@@ -205,6 +205,7 @@ class EngineThread:
             except DeviceLostError as error:
                 logger.exception("The device is lost")
                 lost = error
+                self._control.cancel()
                 break
             except Exception as error:
                 logger.exception("A step failed")

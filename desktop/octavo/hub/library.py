@@ -61,18 +61,21 @@ class ModelLibrary:
         hub_caches: Callable[[], Sequence[Path]] = tuple,
         starter: CatalogEntry | None = None,
         check: Callable[[CheckpointHeader], object] | None = None,
+        forget: Callable[[Path], int] | None = None,
     ) -> None:
         """Args:
         folders: where models lie now; the first one is where downloads go and may not exist yet.
         hub_caches: caches of a hub, which may be missing.
         starter: the model that its id, "starter", stands for.
         check: raises an OctavoError if the engine cannot run a model of that header.
+        forget: removes what is kept of a model elsewhere, and returns the bytes that this frees.
         """
         self.changed: Event[None] = Event()
         self._folders = folders
         self._hub_caches = hub_caches
         self._starter = starter
         self._check = check
+        self._forget = forget
         self._lock = threading.Lock()
         self._known: dict[FileKey, LibraryModel] = {}
         self._listed: list[LibraryModel] = []
@@ -182,6 +185,7 @@ class ModelLibrary:
                 hint="Delete it yourself.",
                 path=path,
             )
+        forgotten_bytes = 0 if self._forget is None else self._forget(path)
         if cache := cache_of(path):
             freed_bytes = cache.remove(path)
         elif is_whole:
@@ -189,7 +193,7 @@ class ModelLibrary:
         else:
             freed_bytes = sum(map(remove_file, part_paths(path)))
         self.changed.emit(None)
-        return freed_bytes
+        return freed_bytes + forgotten_bytes
 
     def _read(self, key: FileKey) -> LibraryModel:
         path = key.path

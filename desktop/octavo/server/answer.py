@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,15 +22,13 @@ from octavo.host import ModelHost
 from octavo.server.board import LiveRequest, RequestBoard, RequestState
 from octavo.server.error_table import error_body, kind_of
 from octavo.server.json_response import JSONResponse, encode_json
+from octavo.server.merged_stream import ChoiceDelta, end_tasks, merged_deltas
 from octavo.server.openai_responses import AnswerShape, Completion, Usage
 
 KEEP_ALIVE_S = 10.0
-"""A stream that has nothing to say for this long sends a comment."""
+"""A stream that has had nothing to say between two looks this far apart sends a comment."""
 LAST_WORD_S = 1.0
 """How long a client that does not read may hold up the error that ends its answer."""
-
-ChoiceDelta: TypeAlias = tuple[int, GenerationDelta]
-"""Which of all prompts' completions, and what it has grown by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ class Answer(Response):
                 state = RequestState.FINISHED
             elif live.ended.done():
                 state = RequestState.CANCELLED
-                await _end(work)
+                await end_tasks(work)
                 raise live.ended.result()
             else:
                 state = RequestState.DISCONNECTED
@@ -92,7 +90,7 @@ class Answer(Response):
                 async with asyncio.timeout(LAST_WORD_S):
                     await self._send_error(error, scope, receive, send)
         finally:
-            await _end(work, gone)
+            await end_tasks(work, gone)
             self._board.remove(live, state)
 
     async def _work(self, live: LiveRequest, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,7 +104,7 @@ class Answer(Response):
             )
         self._usage.prompt_tokens = live.prompt_tokens = sum(map(len, prompts))
         params = self._call.sampling_params
-        deltas = _merged_deltas(self._host, prompts, params, self._id)
+        deltas = merged_deltas(self._host, prompts, params, self._id, silence_s=KEEP_ALIVE_S)
         async with contextlib.aclosing(deltas) as stream:
             if self._call.is_streamed:
                 await self._send_stream(num_choices, stream, live, send)
@@ -196,65 +194,6 @@ class Answer(Response):
     def _note(self, delta: GenerationDelta, live: LiveRequest) -> None:
         self._usage.add(delta)
         live.note(delta)
-
-
-async def _merged_deltas(
-    host: ModelHost, prompts: Sequence[Sequence[int]], params: SamplingParams, request_id: str
-) -> AsyncGenerator[list[ChoiceDelta], None]:
-    """What has come since the last time, of all prompts in its order; [] after a while of silence.
-
-    Leave it through `aclosing`, which aborts them.
-    """
-    inbox: asyncio.Queue[ChoiceDelta | asyncio.Task[None]] = asyncio.Queue()
-
-    async def pump(index: int, prompt: Sequence[int]) -> None:
-        deltas = host.generate(prompt, params, request_id=f"{request_id}-{index}")
-        async with contextlib.aclosing(deltas) as stream:
-            async for delta in stream:
-                inbox.put_nowait((index * params.n + delta.index, delta))
-
-    tasks = [asyncio.create_task(pump(index, prompt)) for index, prompt in enumerate(prompts)]
-    for task in tasks:
-        task.add_done_callback(inbox.put_nowait)
-    num_unfinished = len(tasks)
-    try:
-        while num_unfinished:
-            arrived: list[ChoiceDelta] = []
-            ended: list[asyncio.Task[None]] = []
-            for item in await _all_or_none(inbox):
-                if isinstance(item, asyncio.Task):
-                    ended.append(item)
-                else:
-                    arrived.append(item)
-            if arrived or not ended:
-                yield arrived
-            num_unfinished -= len(ended)
-            for task in ended:
-                task.result()
-    finally:
-        await _end(*tasks)
-
-
-async def _all_or_none(
-    inbox: asyncio.Queue[ChoiceDelta | asyncio.Task[None]],
-) -> list[ChoiceDelta | asyncio.Task[None]]:
-    """All that is there, at least one after a wait; none after a while of silence."""
-    items: list[ChoiceDelta | asyncio.Task[None]] = []
-    if inbox.empty():  # a timer per token would cost more than the token's JSON
-        try:
-            async with asyncio.timeout(KEEP_ALIVE_S):
-                items.append(await inbox.get())
-        except TimeoutError:
-            return []
-    while not inbox.empty():
-        items.append(inbox.get_nowait())
-    return items
-
-
-async def _end(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _client_left(receive: Receive) -> None:

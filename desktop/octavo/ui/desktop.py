@@ -38,12 +38,14 @@ from octavo.ui.widgets.cards import ErrorCard
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 5.0
+RESTART = 64
+"""Exit status of a window that wants to be opened again by a new process."""
 
 MakeCore = Callable[[AppPaths], Core]
 
 
 def run_desktop(paths: AppPaths, make_core: MakeCore = Core, *, opened: str = "") -> int:
-    """Opens the window and returns the process's exit status when it has been closed.
+    """Opens the window and returns the process's exit status when it has been closed, or `RESTART`.
 
     Args:
         opened: a model file or an address of a hub to show; a window that is open already gets it.
@@ -58,7 +60,14 @@ async def _start(
     app: QApplication, paths: AppPaths, make_core: MakeCore, opened: str, started_at: float
 ) -> int:
     stop = asyncio.Event()
+    status = 0
     hooks = CrashHooks(app)
+
+    def restart() -> None:
+        nonlocal status
+        status = RESTART
+        stop.set()
+
     with contextlib.ExitStack() as held:
         held.enter_context(_signals_set(stop))
         try:
@@ -83,6 +92,7 @@ async def _start(
         logger.info("First paint after %.2f s", time.perf_counter() - started_at)
         watch.show_last(crashes)
         instance.asked.connect(window.show_asked)
+        window.chat_page.picker.restart_asked.connect(restart)
         if opened:
             window.show_asked(opened)
         make_tray(core, window.bring_to_front, stop.set, window)
@@ -94,7 +104,7 @@ async def _start(
         spawn(core.prepare_kernels())
         await stop.wait()
         await _close(core, window)
-    return 0
+    return status
 
 
 def _make_window(app: QApplication, core: Core, stop: asyncio.Event) -> MainWindow:

@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from octavo.checkpoint.header import read_checkpoint
-from octavo.engine import loading
+from octavo.engine import checkpoint_parts
 from octavo.engine.checkpoint_parts import read_model_config
 from octavo.engine.config import EngineConfig
+from octavo.engine.loading import load_engine
 from octavo.engine.tokenizer import tokenizer_from_metadata
 from octavo.jobs import JobControl
 from tests.engine.test_tokenizer import byte_level
@@ -43,7 +44,8 @@ def logprobs_of(twin: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
     ids = torch.tensor([token_ids], device="cuda")
     with torch.inference_mode():
         logprobs = twin(ids).logits[0].float().log_softmax(-1)
-    return logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0].cpu()
+    found: torch.Tensor = logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0].cpu()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -55,11 +57,11 @@ def test_log_probabilities(
     """A prompt in chunks, then decodes, two sequences at once."""
     write_family_folder(tmp_path, model_type, **options)
     tokenizer = tokenizer_from_metadata(byte_level())
-    monkeypatch.setattr(loading, "read_tokenizer", lambda header: tokenizer)
+    monkeypatch.setattr(checkpoint_parts, "read_tokenizer", lambda header: tokenizer)
     config = EngineConfig(
         device="cuda", dtype="bfloat16", max_num_batched_tokens=64, max_num_seqs=4
     )
-    engine, report = loading.load_engine(tmp_path, config, JobControl())
+    engine, report = load_engine(tmp_path, config, JobControl())
     assert report.executor == "Triton kernels", report.executor_reason
     prompts = [torch.randint(0, VOCAB_SIZE, (NUM_PROMPT_TOKENS,)).tolist() for _ in range(2)]
     asked = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from octavo.engine import loading
+from octavo.engine import checkpoint_parts
 from octavo.engine.engine import Engine
 from octavo.engine.families import FAMILIES
 from octavo.engine.request import TokenLogprob
@@ -77,7 +77,7 @@ def test_preempted(
     twin = write_family_folder(tmp_path, model_type, **options)
     tokenizer = tokenizer_from_metadata(byte_level())
     assert tokenizer.vocab_size >= VOCAB_SIZE
-    monkeypatch.setattr(loading, "read_tokenizer", lambda header: tokenizer)
+    monkeypatch.setattr(checkpoint_parts, "read_tokenizer", lambda header: tokenizer)
     # Room for one long sequence, and for the mates only as long as they are short.
     tight = WatchedEngine(tmp_path, num_kv_blocks=14, max_num_batched_tokens=16)
     for request_id, prompt in PROMPTS.items():

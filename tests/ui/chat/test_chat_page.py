@@ -443,10 +443,21 @@ async def test_a_lost_card_offers_a_restart_of_the_engine_where_it_is_said(
     chat_core.host.set_state(HostState(HostStatus.FAILED, MODEL, error=error))
     card = page.picker.error_card
     await until(card.isVisible)
-    assert card.retry.text() == "Restart the engine"
+    assert card.retry.text().strip() == "Restart the engine"
     card.retry.click()
     await until(lambda: chat_core.host.state.status is HostStatus.READY)
     assert not card.isVisible()
+    chat_core.host.set_state(HostState(HostStatus.FAILED, MODEL, error=error))
+    assert card.retry.text().strip() == "Restart the engine", "a model was loaded since"
+    restarts: list[None] = []
+    page.picker.restart_asked.connect(lambda: restarts.append(None))
+    chat_core.host.load_error = error
+    card.retry.click()
+    await until(lambda: card.retry.text().strip() == "Restart Octavo")
+    assert not restarts
+    card.retry.click()
+    assert len(restarts) == 1
+    chat_core.host.load_error = None
     other = InsufficientMemoryError("Needs more.", needed_bytes=2, free_bytes=1)
     chat_core.host.set_state(HostState(HostStatus.FAILED, MODEL, error=other))
-    assert card.retry.text() == "Try again"
+    assert card.retry.text().strip() == "Try again"

@@ -78,20 +78,22 @@ def duel(options: argparse.Namespace, core: Core, model: LibraryModel) -> int:
             for name in options.against
         ]
         line = ProgressLine()
-        bandwidth = ReadBandwidth(num_threads)
 
         async def measure() -> tuple[list[DuelRow], str]:
             async with loaded(core, model):
                 assert core.host.state.report is not None
                 rows = []
-                for streams in options.streams:
-                    rounds = []
-                    for number in range(options.repetitions + 1):
-                        stage = f"{streams} streams, round {number} of {options.repetitions}"
-                        line.show(Progress(stage))
-                        rounds.append(await _run_round(core, peers, bandwidth, streams, options))
-                    # The first warms up.
-                    rows.append(_row(streams, rounds[1:], peers, weight_bytes))
+                with contextlib.closing(ReadBandwidth(num_threads)) as bandwidth:
+                    for streams in options.streams:
+                        rounds = []
+                        for number in range(options.repetitions + 1):
+                            stage = f"{streams} streams, round {number} of {options.repetitions}"
+                            line.show(Progress(stage))
+                            rounds.append(
+                                await _run_round(core, peers, bandwidth, streams, options)
+                            )
+                        # The first warms up.
+                        rows.append(_row(streams, rounds[1:], peers, weight_bytes))
                 line.clear()
                 return rows, core.host.state.report.executor
 

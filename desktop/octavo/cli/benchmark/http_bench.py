@@ -87,18 +87,7 @@ class ServerProcess:
 
 def http_bench(options: argparse.Namespace, core: Core, model: LibraryModel) -> int:
     """Measures both in turn and prints the table."""
-    line = ProgressLine()
-    line.show(Progress("Starting the server"))
-    with ServerProcess(model.path, _engine_arguments(options)) as server:
-        line.clear()
-
-        async def measure() -> tuple[list[HttpRow], str]:
-            async with loaded(core, model):
-                assert core.host.state.report is not None
-                rows = [await _row(core, server, clients, options) for clients in options.streams]
-                return rows, core.host.state.report.executor
-
-        rows, executor = asyncio.run(measure())
+    rows, executor = asyncio.run(_measure(options, core, model))
     if options.json:
         content = {
             "model": model.name,
@@ -131,6 +120,21 @@ def http_bench(options: argparse.Namespace, core: Core, model: LibraryModel) -> 
         " clients run on this machine, too."
     )
     return 0
+
+
+async def _measure(
+    options: argparse.Namespace, core: Core, model: LibraryModel
+) -> tuple[list[HttpRow], str]:
+    line = ProgressLine()
+    # The engine first: a server would answer before its kernels are compiled, and measure torch.
+    async with loaded(core, model):
+        assert core.host.state.report is not None
+        line.show(Progress("Starting the server"))
+        arguments = _engine_arguments(options)
+        with await asyncio.to_thread(ServerProcess, model.path, arguments) as server:
+            line.clear()
+            rows = [await _row(core, server, clients, options) for clients in options.streams]
+        return rows, core.host.state.report.executor
 
 
 def _engine_arguments(options: argparse.Namespace) -> list[str]:

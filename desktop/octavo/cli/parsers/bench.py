@@ -107,7 +107,7 @@ def _add_dummy(parser: VerbParser) -> None:
         "--weight-format",
         default="bf16",
         metavar="NAME",
-        help="bf16, int4 (groups of 128, on GPUs), q4_0 or q4_k",
+        help="bf16, q4_0 or q4_k; on GPUs int4 (groups of 128), int8, fp8, q4_k_m or q8_0, too",
     )
     group.add_argument(
         "--keep-file",

@@ -191,15 +191,15 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help=f"sequences at the same time; default: the settings' ({engine.max_num_seqs})",
     )
     group.add_argument(
-        "--cpu-threads",
-        type=int,
-        metavar="N",
-        help="threads of the CPU's kernels; default: the settings' (one for each core)",
-    )
-    group.add_argument(
         "--max-num-batched-tokens",
         type=int,
         metavar="N",
         help="tokens of one step; longer prompts are computed in chunks; default: the settings'"
         " (512 on the CPU, on a GPU 1,024 to 16,384 as its memory lets)",
+    )
+    group.add_argument(
+        "--cpu-threads",
+        type=int,
+        metavar="N",
+        help="threads of the CPU's kernels; default: the settings' (one for each core)",
     )

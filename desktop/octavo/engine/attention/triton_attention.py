@@ -5,14 +5,11 @@ prompt that begins at its first token has all its keys in the step itself, and t
 which know nothing of blocks, are faster there.
 """
 
-import inspect
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
-from torch.nn.attention.varlen import varlen_attn
 
 from octavo.engine.attention.base import (
     AttentionMetadata,
@@ -42,13 +39,10 @@ from octavo.engine.kernels.triton.prefill_attention import (
 )
 from octavo.engine.staging import stage
 
-_LONG_PROMPT_TOKENS = 4096
-"""From here on a prompt gets a call of its own: cuDNN's kernel is 1.7 times as fast as the one for
-packs of prompts, but prepares itself anew for each length."""
-# torch 2.11 shares key heads unasked; later ones want to be told.
-_VARLEN_OPTIONS: dict[str, Any] = (
-    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-)
+_CUDNN_STEP_TOKENS = 4096
+"""A prompt whose length is a multiple of this, as the first part of one that is longer than a step,
+gets a call of its own: cuDNN's kernel is 1.7 times as fast as the one for packs of prompts, but
+prepares itself for half a second for each new length."""
 _TORCH_HEAD_STEP = 8
 """Heads of other sizes torch's kernels do not take."""
 _CPU_PROCESSORS = 8
@@ -174,7 +168,7 @@ class TritonAttention:
 
 
 def _fresh_runs(lens: tuple[int, ...], is_fresh: list[bool]) -> list[tuple[int, int]]:
-    """Stretches of fresh sequences, (first, last + 1); long ones stand alone."""
+    """Stretches of fresh sequences, (first, last + 1); those for cuDNN stand alone."""
     runs: list[tuple[int, int]] = []
     for index, fresh in enumerate(is_fresh):
         if not fresh:
@@ -182,8 +176,8 @@ def _fresh_runs(lens: tuple[int, ...], is_fresh: list[bool]) -> list[tuple[int, 
         joins = (
             runs
             and runs[-1][1] == index
-            and lens[index] < _LONG_PROMPT_TOKENS
-            and lens[index - 1] < _LONG_PROMPT_TOKENS
+            and lens[index] % _CUDNN_STEP_TOKENS
+            and lens[index - 1] % _CUDNN_STEP_TOKENS
         )
         if joins:
             runs[-1] = (runs[-1][0], index + 1)
@@ -356,7 +350,7 @@ class TritonAttentionStep:
         """Causal attention of whole sequences to themselves, by torch's kernels."""
         longest = max(run.lens)
         sees_all = rule.window is None or longest <= rule.window
-        if len(run.lens) == 1 and longest >= _LONG_PROMPT_TOKENS and sees_all:
+        if len(run.lens) == 1 and longest % _CUDNN_STEP_TOKENS == 0 and sees_all:
             attended = functional.scaled_dot_product_attention(
                 query.transpose(0, 1).unsqueeze(0),
                 key.transpose(0, 1).unsqueeze(0),
@@ -367,7 +361,8 @@ class TritonAttentionStep:
             )
             return attended.squeeze(0).transpose(0, 1)
         left = -1 if rule.window is None else rule.window - 1
-        packed = varlen_attn(
+        # The operation beneath `varlen_attn`, whose module takes seconds to be imported.
+        packed: torch.Tensor = torch.ops.aten._flash_attention_forward(
             query,
             key,
             value,
@@ -375,9 +370,11 @@ class TritonAttentionStep:
             run.cu_seqlens,
             longest,
             longest,
+            0.0,
+            is_causal=rule.window is None,
+            return_debug_mask=False,
             scale=rule.scale,
-            window_size=(left, 0),
-            **_VARLEN_OPTIONS,
-        )
-        assert isinstance(packed, torch.Tensor), "no auxiliary results are asked for"
+            window_size_left=left,
+            window_size_right=0,
+        )[0]
         return packed

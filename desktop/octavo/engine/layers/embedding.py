@@ -57,3 +57,7 @@ class Embedding(nn.Module):
             self.packed = matrix
         else:
             self.weight = nn.Parameter(matrix, requires_grad=False)
+
+    def matrix(self, _name: str, _index: int) -> torch.Tensor | PackedWeight:
+        """As `KeepsPacked` says."""
+        return self.weight if self.packed is None else self.packed

@@ -80,6 +80,10 @@ class Linear(nn.Module):
         else:
             self.weight = nn.Parameter(matrix, requires_grad=False)
 
+    def matrix(self, _name: str, _index: int) -> torch.Tensor | PackedWeight:
+        """As `KeepsPacked` says."""
+        return self.weight if self.packed is None else self.packed
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[num_tokens, in_features] to [num_tokens, out_features]."""
         return linear(inputs, self.weight if self.packed is None else self.packed, self.bias)

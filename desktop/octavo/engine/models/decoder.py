@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from octavo.engine.attention.base import AttentionStep, LayerCache
+from octavo.engine.device_errors import is_lost
 from octavo.engine.kv_cache import KVCache
 from octavo.engine.layers.attention import Attention
 from octavo.engine.layers.embedding import Embedding
@@ -250,6 +251,8 @@ def build_model(config: ModelConfig, plan: MemoryPlan) -> Decoder:
             keeps_packed=plan.keeps_packed,
         )
     except RuntimeError as error:  # torch has one class for this on the GPU, none on the CPU.
+        if is_lost(error):
+            raise
         raise InsufficientMemoryError(
             f"The weights of {config.name} could not be allocated on {plan.device.name}.",
             hint="Close other programs and load the model again.",

@@ -17,14 +17,19 @@ from octavo.engine.kernels.triton.decode_inputs import RotationRule
 from octavo.engine.kernels.triton.gated_activation import gated_activation
 from octavo.engine.kernels.triton.gemv import InputNorm
 from octavo.engine.kernels.triton.heads import HeadNorms, HeadRotation
-from octavo.engine.kernels.triton.matrices import DenseMatrix, Matrix
+from octavo.engine.kernels.triton.matrices import Matrix
 from octavo.engine.kernels.triton.rms_norm import add_rms_norm
 from octavo.engine.layers.mlp import GatedMLP
 from octavo.engine.layers.moe import MoE
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder, DecoderLayer
 from octavo.engine.models.gpu_experts import GpuExperts
-from octavo.engine.models.gpu_matrices import MakeMatrix, ModuleMatrix, make_gpu_matrix
+from octavo.engine.models.gpu_matrices import (
+    MakeMatrix,
+    ModuleMatrix,
+    make_gpu_embedding,
+    make_gpu_matrix,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,6 @@ class FusedDecoder:
         config: ModelConfig,
         *,
         overlap: bool = False,
-        make_matrix: MakeMatrix | None = None,
     ) -> None:
         """Takes over a loaded model's weights without copying them.
 
@@ -84,24 +88,22 @@ class FusedDecoder:
             model: loaded.
             config: its numbers.
             overlap: whether kernels may overlap with those before them.
-            make_matrix: how a linear layer's weights are multiplied by; None: as they are.
         """
         self._config = config
         self._overlap = overlap
         self._model = model
         dtype = model.model.norm.weight.dtype
-        make = make_matrix or partial(make_gpu_matrix, dtype=dtype, overlap=overlap)
+        make = partial(make_gpu_matrix, dtype=dtype, overlap=overlap)
         self._layers = [
             self._take_layer(model.model.layers[index], index, make)  # type: ignore[arg-type]
             for index in range(config.num_layers)
         ]
         self._final_norm = model.model.norm.weight
         head = model.lm_head
-        self._head: Matrix | None = None
-        if head is not None:
-            self._head = make(head)
-        elif model.model.embed_tokens.packed is None:
-            self._head = DenseMatrix(model.model.embed_tokens.weight, overlap=overlap)
+        self.embedding, tied_head = make_gpu_embedding(
+            model.model.embed_tokens, dtype, overlap=overlap
+        )
+        self._head = tied_head if head is None else make(head)
         self.rotation_rules = tuple(
             RotationRule(rotary.frequencies(), rotary.magnitude) for rotary in model.model.rotations
         )
@@ -113,6 +115,8 @@ class FusedDecoder:
         Modules do: experts with packed matrices, and formats that are unpacked at each product.
         """
         if self._head is None or any(isinstance(layer.experts, MoE) for layer in self._layers):
+            return False
+        if not self.embedding.can_be_captured:
             return False
         matrices = [self._head, *(one for layer in self._layers for one in layer.matrices)]
         return not any(isinstance(matrix, ModuleMatrix) for matrix in matrices)
@@ -152,6 +156,13 @@ class FusedDecoder:
                 wanted = rows if layer is last else None
                 self._run_layer(layer, stream, rotation, cache, step, wanted)
         return self._add_norm(stream, self._final_norm, output=output)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[num_tokens], int64, to [num_tokens, hidden_size]."""
+        dtype = self._final_norm.dtype
+        hidden = token_ids.new_empty(len(token_ids), self._config.hidden_size, dtype=dtype)
+        self.embedding.look_up(token_ids, hidden)
+        return hidden
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] to logits as they leave the last matrix: [.., vocab_size]."""
@@ -302,7 +313,7 @@ class FusedDecoder:
         elif layer.pre_feedforward_layernorm is not None:
             before_mlp = layer.pre_feedforward_layernorm.weight
         experts: GpuExperts | MoE | None = mlp if isinstance(mlp, MoE) else None
-        if isinstance(mlp, MoE) and not mlp.experts.gate_proj.is_meta:
+        if isinstance(mlp, MoE) and not mlp.experts.packed:
             experts = GpuExperts(mlp, config, make, overlap=self._overlap)
         return _Layer(
             qkv=make(attention.qkv),

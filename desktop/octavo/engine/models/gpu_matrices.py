@@ -5,19 +5,26 @@ from collections.abc import Callable
 import torch
 
 from octavo.engine.kernels.triton.gemv import InputNorm
-from octavo.engine.kernels.triton.int4 import GROUP_SIZES, TILE, Int4Weights, pack_int4
-from octavo.engine.kernels.triton.matrices import DenseMatrix, Int4Matrix, Matrix
+from octavo.engine.kernels.triton.matrices import (
+    DenseMatrix,
+    Matrix,
+    StackedMatrix,
+    TiledMatrix,
+)
 from octavo.engine.kernels.triton.rms_norm import add_rms_norm
+from octavo.engine.kernels.triton.tiled_unpack import select_rows
+from octavo.engine.kernels.triton.tiles import TiledWeights
+from octavo.engine.layers.embedding import Embedding
 from octavo.engine.layers.linear import FusedLinear, Linear
 from octavo.engine.layers.mlp import apply_gate
-from octavo.engine.quantization.affine import affine_groups
-from octavo.engine.quantization.packed import PackedWeight
+from octavo.engine.models.tiling import tile_packed
+from octavo.engine.quantization.packed import PLAIN_DTYPES, PackedBlocks
 
 MakeMatrix = Callable[[Linear | FusedLinear], Matrix]
 """How a linear layer's weights are multiplied by."""
 
-_SLAB_ELEMENTS = 2**25
-"""Weights that are taken apart at a time."""
+_KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+"""Of activations, where kernels multiply by packed weights."""
 
 
 class ModuleMatrix:
@@ -46,10 +53,62 @@ class ModuleMatrix:
         return apply_gate(gate, up, activation)
 
 
+class ModuleEmbedding:
+    """An embedding in plain numbers, or in a format that its module looks up."""
+
+    def __init__(self, module: Embedding) -> None:
+        self._module = module
+
+    @property
+    def dense(self) -> torch.Tensor | None:
+        """[vocab_size, hidden_size]; None: rows have to be unpacked."""
+        return self._module.weight if self._module.packed is None else None
+
+    @property
+    def scale(self) -> float | None:
+        """Factor on the rows; None: none."""
+        return self._module.scale
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether no lookup waits for the device: formats are unpacked with the host's help."""
+        packed = self._module.packed
+        if packed is None:
+            return True
+        return isinstance(packed, PackedBlocks) and packed.ggml_type in PLAIN_DTYPES
+
+    def look_up(self, token_ids: torch.Tensor, output: torch.Tensor) -> None:
+        output.copy_(self._module(token_ids))
+
+
+class TiledEmbedding:
+    """An embedding that stays packed, in the kernels' layout."""
+
+    dense = None
+    can_be_captured = True
+
+    def __init__(self, weights: TiledWeights, scale: float | None, *, overlap: bool) -> None:
+        """Args:
+        weights: a row per token id.
+        scale: factor on the rows; None: none.
+        overlap: whether kernels may overlap with those before them.
+        """
+        self.scale = scale
+        self._weights = weights
+        self._overlap = overlap
+
+    def look_up(self, token_ids: torch.Tensor, output: torch.Tensor) -> None:
+        """Fills in [num_tokens, hidden_size]."""
+        select_rows(self._weights, token_ids, output, multiplier=self.scale, overlap=self._overlap)
+
+
+GPUEmbedding = ModuleEmbedding | TiledEmbedding
+
+
 def make_gpu_matrix(
     module: Linear | FusedLinear, dtype: torch.dtype, *, overlap: bool = False
 ) -> Matrix:
-    """Takes over a linear layer's weights: dense ones as they are, packed ones repacked.
+    """Takes over a linear layer's weights: dense ones as they are, packed ones rearranged.
 
     The module gives its packed weights up; it cannot be called afterwards.
     """
@@ -58,53 +117,55 @@ def make_gpu_matrix(
     if isinstance(module, FusedLinear) and module.weight is not None:
         return DenseMatrix(module.weight, module.bias, overlap=overlap)
     parts = module.parts if isinstance(module, FusedLinear) else [module]
-    packed = [part.packed for part in parts if part.packed is not None]
-    if len(packed) == len(parts) and dtype is torch.bfloat16:
-        weights = _repack(packed)
-        if weights is not None:
-            for part in parts:
-                part.packed = None
-            return Int4Matrix(weights, module.bias, overlap=overlap)
+    matrix: Matrix | None = None
+    if all(part.packed is not None for part in parts):
+        matrix = _take_packed(parts, module.bias, dtype, overlap=overlap)
+    if matrix is not None:
+        for part in parts:
+            part.packed = None
+        return matrix
     num_bytes = sum(
         part.weight.nbytes if part.packed is None else part.packed.num_bytes for part in parts
     )
     return ModuleMatrix(module, sum(part.weight.shape[0] for part in parts), num_bytes)
 
 
-def _repack(parts: list[PackedWeight]) -> Int4Weights | None:
-    """All parts above each other in the kernels' layout; None: their formats do not fit it."""
-    num_columns = parts[0].shape[1]
-    if num_columns % TILE:
+def make_gpu_embedding(
+    module: Embedding, dtype: torch.dtype, *, overlap: bool = False
+) -> tuple[GPUEmbedding, Matrix | None]:
+    """Takes over an embedding, which is also what it projects with where a model ties the two.
+
+    Returns:
+        What looks tokens up, and the same matrix as a projection; None: only the module projects.
+    """
+    if module.packed is None:
+        return ModuleEmbedding(module), DenseMatrix(module.weight, overlap=overlap)
+    if dtype in _KERNEL_DTYPES:
+        tiled = tile_packed(module.packed)
+        if len(tiled) == 1:
+            module.packed = None
+            embedding = TiledEmbedding(tiled[0], module.scale, overlap=overlap)
+            return embedding, TiledMatrix(tiled[0], overlap=overlap)
+    return ModuleEmbedding(module), None
+
+
+def _take_packed(
+    parts: list[Linear], bias: torch.Tensor | None, dtype: torch.dtype, *, overlap: bool
+) -> Matrix | None:
+    """All parts above each other; None: a format does not fit the kernels' layout."""
+    packed = [part.packed for part in parts if part.packed is not None]
+    if all(isinstance(one, PackedBlocks) and one.ggml_type in PLAIN_DTYPES for one in packed):
+        # Plain numbers take no more room in the type of the activations than as they are stored.
+        dense = [one.unpack(dtype) for one in packed]
+        return DenseMatrix(torch.cat(dense) if len(dense) > 1 else dense[0], bias, overlap=overlap)
+    if dtype not in _KERNEL_DTYPES:
         return None
-    packed: list[Int4Weights] = []
-    for part in parts:
-        for start, stop in part.slabs(_SLAB_ELEMENTS):
-            groups = affine_groups(part, start, stop)
-            if groups is None or groups.bits > 4 or groups.input_order is not None:
-                return None
-            scales, offsets, size = groups.scales, groups.offsets, groups.group_size
-            if size == 16 or num_columns % size:
-                return None
-            if size > TILE:
-                if size % TILE:
-                    return None
-                scales, offsets = (
-                    values.repeat_interleave(size // TILE, 1) for values in (scales, offsets)
-                )
-                size = TILE
-            if size not in GROUP_SIZES:
-                return None
-            packed.append(pack_int4(groups.codes, scales, offsets))
-    if len({one.groups_per_tile for one in packed}) > 1:
+    matrices, first = [], 0
+    for weights in tile_packed(*packed):
+        last = first + weights.out_features
+        part_bias = None if bias is None else bias[first:last]
+        matrices.append(TiledMatrix(weights, part_bias, overlap=overlap))
+        first = last
+    if not matrices:
         return None
-    scale_dtype = (
-        torch.float32 if any(one.scales.dtype is torch.float32 for one in packed) else None
-    )
-    has_shifts = any(one.shifts is not None for one in packed)
-    shifts = None
-    if has_shifts:
-        shifts = torch.cat(
-            [torch.zeros_like(one.scales) if one.shifts is None else one.shifts for one in packed]
-        )
-    scales = torch.cat([one.scales.to(scale_dtype or one.scales.dtype) for one in packed])
-    return Int4Weights(torch.cat([one.words for one in packed]), scales, shifts)
+    return matrices[0] if len(matrices) == 1 else StackedMatrix(matrices, overlap=overlap)

@@ -238,3 +238,6 @@ class KeepsPacked(Protocol):
             index: which one, where the parameter is a stack of matrices; else 0.
             matrix: [out_features, in_features], dense or packed.
         """
+
+    def matrix(self, name: str, index: int, /) -> Tensor | PackedWeight:
+        """What it has now, named as in `put`."""

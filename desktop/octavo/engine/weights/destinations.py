@@ -31,7 +31,7 @@ _MERGED: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
+class Slot:
     """One matrix of a layer that keeps it packed."""
 
     layer: KeepsPacked
@@ -39,12 +39,16 @@ class _Slot:
     index: int
     num_rows: int
 
+    def matrix(self) -> Tensor | PackedWeight:
+        """What the layer has now."""
+        return self.layer.matrix(self.parameter, self.index)
+
 
 @dataclass(frozen=True, slots=True)
 class PackedPlace:
     """The layers that share out one tensor of a checkpoint, which they keep as it is stored."""
 
-    slots: tuple[_Slot, ...]
+    slots: tuple[Slot, ...]
     """In the order of the tensor's rows."""
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -78,7 +82,7 @@ class Destinations:
     def __init__(self, model: nn.Module) -> None:
         self._pieces: dict[str, Tensor] = {}
         self._stacked: dict[str, tuple[Tensor, list[str]]] = {}
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
         for name, parameter in model.named_parameters():
             weight = parameter.detach()
             owner, _, last = name.rpartition(".")
@@ -92,7 +96,12 @@ class Destinations:
                 self._pieces[name] = weight
             if isinstance(layer, KeepsPacked):
                 rows = parameter.shape[-2]
-                self._slots |= {one: _Slot(layer, last, i, rows) for i, one in enumerate(names)}
+                self._slots |= {one: Slot(layer, last, i, rows) for i, one in enumerate(names)}
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Every matrix that a layer keeps as it is stored, by the name of its piece."""
+        return self._slots
 
     def find(self, name: str) -> Tensor | PackedPlace | None:
         """Where a checkpoint's tensor goes: memory that it fills, or layers that keep it packed.

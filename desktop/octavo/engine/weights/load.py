@@ -19,13 +19,25 @@ _MAX_THREADS = 8
 
 
 def load_weights(
-    model: nn.Module, header: CheckpointHeader, config: ModelConfig, control: JobControl
+    model: nn.Module,
+    header: CheckpointHeader,
+    config: ModelConfig,
+    control: JobControl,
+    *,
+    with_packed: bool = True,
 ) -> None:
     """Reads every weight straight to where it stays: the parameter of its name, or its layer.
 
     Parameters are unpacked into; layers that keep their matrices packed get them as they are
     stored. Beside the model this needs some tens of megabytes. Names are checked before anything
     is read, and progress counts bytes of the files.
+
+    Args:
+        model: waits for its weights.
+        header: of the checkpoint.
+        config: the model's numbers.
+        control: of the load.
+        with_packed: False: layers that keep their matrices packed have them already.
 
     Raises:
         CheckpointError: a weight is missing, damaged, or of another shape than the model's.
@@ -47,13 +59,14 @@ def load_weights(
         futures = {
             name: executor.submit(_read, weights, name, destination)
             for name, destination in destinations.items()
+            if with_packed or not isinstance(destination, PackedPlace)
         }
-        total_bytes = sum(tensor.num_bytes for tensor in weights.tensors.values())
+        total_bytes = sum(weights.tensors[name].num_bytes for name in futures)
         done_bytes = 0
         control.report(Progress("Loading weights", done_bytes, total_bytes))
-        for name, tensor in weights.tensors.items():
-            futures[name].result()
-            done_bytes += tensor.num_bytes
+        for name, future in futures.items():
+            future.result()
+            done_bytes += weights.tensors[name].num_bytes
             control.report(Progress("Loading weights", done_bytes, total_bytes))
     finally:
         executor.shutdown(cancel_futures=True)

@@ -33,12 +33,16 @@ class ModelPicker(QWidget):
 
     models_changed = Signal()
     """The list of models was read anew."""
+    restart_asked = Signal()
+    """CUDA lets this process use its card no more; another one might."""
 
     def __init__(self, core: Core, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._core = core
         self._models: list[LibraryModel] | None = None
         self._task: asyncio.Task[None] | None = None
+        # Whether the engine has been restarted since a card failed, and no model was loaded.
+        self._was_restarted = False
         self.button = Button(NO_MODEL, variant="quiet", icon_name="chevron-down")
         self.button.setLayoutDirection(Qt.LayoutDirection.RightToLeft)
         self.button.setToolTip("Choose the model that answers (Ctrl+M)")
@@ -131,9 +135,19 @@ class ModelPicker(QWidget):
         spawn(self._core.host.unload())
 
     def _retry(self) -> None:
+        if isinstance(self.error_card.error, DeviceLostError):
+            if self._was_restarted:
+                self.restart_asked.emit()
+                return
+            self._was_restarted = True
         model = self._core.host.state.model
         if model is not None:
             self.choose(model)
+
+    def _retry_text(self, error: OctavoError) -> str:
+        if not isinstance(error, DeviceLostError):
+            return "Try again"
+        return "Restart Octavo" if self._was_restarted else "Restart the engine"
 
     def _read_library(self, _changed: None) -> None:
         self.refresh()
@@ -155,8 +169,8 @@ class ModelPicker(QWidget):
             self.error_card.clear()
             self.progress.show_progress(state.progress or Progress("Loading the model"))
         elif state.status is HostStatus.FAILED and state.error is not None:
-            is_lost = isinstance(state.error, DeviceLostError)
-            self.error_card.retry.setText("Restart the engine" if is_lost else "Try again")
+            self.error_card.retry.setText(self._retry_text(state.error))
             self.error_card.show_error(state.error)
         else:
+            self._was_restarted &= state.status is not HostStatus.READY
             self.error_card.clear()

@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch.nn import functional
 
 from octavo.engine.kernels.cpu import linear, quantize_activations, simd
-from octavo.engine.kernels.cpu.linear_planes import PREFETCH_BYTES
+from octavo.engine.kernels.cpu.read_memory import read_memory
 from octavo.engine.kernels.cpu.tiles import empty_matrix
 from octavo.engine.kernels.cpu.tiles_forms import FORMS
 
@@ -37,22 +36,6 @@ SHAPES = (
 """SmolLM2-135M's feed-forward and head, and the feed-forward of models of 1B and 3B."""
 COLD_BYTES = 120 << 20
 """Of all copies together; far more than the last cache holds."""
-
-
-@njit(nogil=True)
-def _read(address, num_bytes):
-    """Adds up all words; asks for memory as early as the kernels do."""
-    first, second = simd.zero_i32(), simd.zero_i32()
-    third, fourth = simd.zero_i32(), simd.zero_i32()
-    for place in range(0, num_bytes, 256):
-        here = simd.at(address, place)
-        for line in range(PREFETCH_BYTES, PREFETCH_BYTES + 256, 64):
-            simd.prefetch(simd.at(here, line))
-        first = simd.add_i32(first, simd.load_i32(here))
-        second = simd.add_i32(second, simd.load_i32(simd.at(here, 64)))
-        third = simd.add_i32(third, simd.load_i32(simd.at(here, 128)))
-        fourth = simd.add_i32(fourth, simd.load_i32(simd.at(here, 192)))
-    return simd.sum_i32(simd.add_i32(simd.add_i32(first, second), simd.add_i32(third, fourth)))
 
 
 class Runner:
@@ -110,10 +93,10 @@ def kernel_work(
 def read_work(runner: Runner) -> tuple[Callable[[], float], int]:
     memory = torch.ones(COLD_BYTES, dtype=torch.uint8)
     size = COLD_BYTES // runner.num_threads & ~255
-    _read(np.uint64(memory.data_ptr()), 256)
+    read_memory(np.uint64(memory.data_ptr()), 256)
 
     def work(index: int) -> None:
-        _read(np.uint64(memory.data_ptr() + index * size), size)
+        read_memory(np.uint64(memory.data_ptr() + index * size), size)
 
     return lambda: runner.seconds(work), COLD_BYTES
 

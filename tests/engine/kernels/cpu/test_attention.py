@@ -9,7 +9,7 @@ import torch
 from octavo.engine.attention.base import AttentionMetadata, AttentionRule, LayerCache
 from octavo.engine.attention.torch_attention import TorchAttention
 from octavo.engine.kernels.cpu import attention, rotary, step_words
-from octavo.engine.kernels.cpu.attention import attend_tiles
+from octavo.engine.kernels.cpu.attention import attend_tiles, join_parts
 from octavo.engine.kernels.cpu.quantize_activations import quantize, quantized_row_bytes
 from octavo.engine.kernels.cpu.rotary import turn_prompts
 from octavo.engine.kernels.cpu.step_arrays import StepArrays
@@ -35,6 +35,7 @@ class Layer:
     rotary_dim: int = 0
     sinks: torch.Tensor | None = None
     num_blocks: int = 64
+    max_split_tiles: int = 1
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(1))
 
     def __post_init__(self) -> None:
@@ -103,7 +104,9 @@ class Layer:
             self.rule,
             self.sinks,
         )
-        step = StepArrays(1, self.num_heads // self.num_kv_heads, 1)
+        step = StepArrays(
+            1, self.num_heads // self.num_kv_heads, 1, max_split_tiles=self.max_split_tiles
+        )
         tokens, nothing = np.zeros(num_tokens, dtype=np.int64), np.zeros(0, dtype=np.int64)
         step.fill(
             tokens,
@@ -116,7 +119,11 @@ class Layer:
         )
         output = torch.full((num_tokens, self.num_heads, self.head_dim), torch.nan)
         cosines, sines = angles.cos().contiguous(), angles.sin().contiguous()
-        operations = np.zeros((2, OPERATION_WORDS), dtype=np.int64)
+        parts = torch.full(
+            (self.max_split_tiles, self.num_heads, self.head_dim + attention.PART_NUMBERS),
+            torch.nan,
+        )
+        operations = np.zeros((3, OPERATION_WORDS), dtype=np.int64)
         for operation in operations:
             operation[FACTOR], operation[GRAIN] = self.num_kv_heads, 3
             operation[rotary.PROJECTED] = heads.data_ptr()
@@ -134,19 +141,22 @@ class Layer:
             )
         operations[0, [KERNEL, EXTENT]] = turn_prompts.address, step_words.NUM_PREFILL_TOKENS
         operations[1, [KERNEL, EXTENT]] = attend_tiles.address, step_words.NUM_TILES
-        operations[1, attention.OUTPUT] = output.data_ptr()
+        operations[2, [KERNEL, EXTENT]] = join_parts.address, step_words.NUM_JOINED
+        operations[2, FACTOR] = self.num_heads
+        operations[1:, attention.OUTPUT] = output.data_ptr()
+        operations[1:, attention.PARTS] = parts.data_ptr()
         quantized = torch.zeros(
             num_tokens, quantized_row_bytes(output[0].numel()), dtype=torch.uint8
         )
         if self.head_dim % 32 == 0:
-            operations[1, attention.QUANTIZED] = quantized.data_ptr()
+            operations[1:, attention.QUANTIZED] = quantized.data_ptr()
         operations[1, attention.WINDOW] = self.rule.window or 0
         write_float(operations[1], attention.SCALE, self.rule.scale)
         write_float(operations[1], attention.SOFTCAP, self.rule.softcap or 0.0)
         if self.sinks is not None:
             operations[1, attention.SINKS] = self.sinks.data_ptr()
         threads = WorkerThreads(2, attention.SCRATCH_BYTES)
-        threads.run(operations.ctypes.data, 2, step.address)
+        threads.run(operations.ctypes.data, len(operations), step.address)
         threads.close()
         if self.head_dim % 32 == 0:
             assert torch.equal(quantized, quantize(output.flatten(1)))
@@ -201,6 +211,25 @@ def test_part_of_a_head_or_none_of_it_is_turned(rotary_dim: int) -> None:
     layer = Layer(4, 2, 64, AttentionRule(0.1), rotary_dim=rotary_dim)
     layer.check([(0, 0, 1), (1, 0, 20)])
     layer.check([(0, 1, 1), (1, 20, 1)])
+
+
+@pytest.mark.parametrize("heads", [(9, 3, 64), (8, 1, 80)], ids=str)
+@pytest.mark.parametrize("rule", [{}, {"window": 300}, {"window": 40, "softcap": 20.0}], ids=str)
+def test_threads_share_a_long_context(heads: tuple[int, int, int], rule: dict[str, float]) -> None:
+    layer = Layer(
+        *heads,
+        AttentionRule(0.125, **rule),  # type: ignore[arg-type]
+        rotary_dim=32,
+        sinks=torch.linspace(-1, 4, heads[0]),
+        num_blocks=80,
+        max_split_tiles=5,
+    )
+    layer.check([(0, 0, 510), (1, 0, 255)])
+    for length in range(510, 514):
+        layer.check([(0, length, 1)])
+    layer.check([(0, 514, 300)])
+    layer.check([(0, 814, 1)])
+    layer.check([(0, 815, 1), (1, 255, 1)])
 
 
 def test_sinks_take_their_share() -> None:

@@ -13,8 +13,9 @@ from numba import cfunc, float32, njit, uint64
 
 from octavo.engine.kernels.cpu import rotary
 from octavo.engine.kernels.cpu import step_words as words
-from octavo.engine.kernels.cpu.attention_tiles import score_blocks, weigh_values
+from octavo.engine.kernels.cpu.attention_tiles import BLOCKS_AHEAD, score_blocks, weigh_values
 from octavo.engine.kernels.cpu.limits import BLOCK_SIZE, MAX_GROUP_SIZE, MAX_HEAD_DIM
+from octavo.engine.kernels.cpu.norm import add_scaled
 from octavo.engine.kernels.cpu.quantize_activations import quantize_row
 from octavo.engine.kernels.cpu.rotary import turn_heads
 from octavo.engine.kernels.cpu.simd import (
@@ -27,6 +28,7 @@ from octavo.engine.kernels.cpu.simd import (
     max_f32,
     maximum,
     mul,
+    prefetch,
     read_f32,
     read_i32,
     read_i64,
@@ -56,6 +58,11 @@ SINKS = _FIRST + 4
 """Address of [num_heads], float32; 0: none."""
 QUANTIZED = _FIRST + 5
 """Address of the output as 8-bit integers; 0: nobody wants it. Heads are whole groups then."""
+PARTS = _FIRST + 6
+"""Address of [num_tiles, NUM_SPLITS, num_heads, head_dim + 16], float32: a head's output of each
+part of the context, then its maximum and its sum. A step that splits has one token a sequence."""
+PART_NUMBERS = 16
+"""How much longer a row of PARTS is than a head."""
 
 TILE_ROWS = MAX_GROUP_SIZE
 """Rows of a tile."""
@@ -264,7 +271,32 @@ _attend_most = _make_attend(_MOST_ROWS, *((2, 2) if _HAS_WIDE_REGISTERS else (1,
 
 
 @njit(nogil=True, cache=True)
-def _attend_rows(operation, step, scratch, sequence, kv_head, begin, rows):
+def _write_row(operation, token, head, source, factor):
+    """Writes a row of the output, in all forms that are wanted; the source is used up."""
+    head_dim = read_i64(at(operation, 8 * rotary.HEAD_DIM))
+    num_heads = read_i64(at(operation, 8 * rotary.GROUP_SIZE))
+    num_heads *= read_i64(at(operation, 8 * rotary.NUM_KV_HEADS))
+    output = read_u64(at(operation, 8 * OUTPUT))
+    quantized = read_u64(at(operation, 8 * QUANTIZED))
+    channel = (token * num_heads + head) * head_dim
+    place = source if output == 0 else at(output, 4 * channel)
+    _scale_row(source, place, head_dim, factor)
+    if quantized != 0:
+        quantize_row(place, head_dim, at(quantized, channel // GROUP * GROUP_BYTES))
+
+
+@njit(nogil=True, cache=True)
+def _part_of(operation, step, tile, split, head):
+    """The address of a row of PARTS."""
+    num_heads = read_i64(at(operation, 8 * rotary.GROUP_SIZE))
+    num_heads *= read_i64(at(operation, 8 * rotary.NUM_KV_HEADS))
+    row_bytes = 4 * (read_i64(at(operation, 8 * rotary.HEAD_DIM)) + PART_NUMBERS)
+    number = (tile * read_i64(at(step, 8 * words.NUM_SPLITS)) + split) * num_heads + head
+    return at(read_u64(at(operation, 8 * PARTS)), row_bytes * number)
+
+
+@njit(nogil=True, cache=True)
+def _attend_rows(operation, step, scratch, sequence, kv_head, begin, rows, split):
     """Computes some rows of a sequence: row i is its token i // group_size of this step."""
     head_dim = read_i64(at(operation, 8 * rotary.HEAD_DIM))
     group_size = read_i64(at(operation, 8 * rotary.GROUP_SIZE))
@@ -287,7 +319,7 @@ def _attend_rows(operation, step, scratch, sequence, kv_head, begin, rows):
         for channel in range(0, head_dim, 16):
             store_f32(at(output, 4 * channel), zero_f32())
         highest, total = float32(_LOWEST), float32(0.0)
-        if sinks != 0:
+        if sinks != 0 and split == 0:
             highest, total = read_f32(at(sinks, 4 * head)), float32(1.0)
         write_f32(at(scratch, _MAXIMA + 4 * row), highest)
         write_f32(at(scratch, _SUMS + 4 * row), total)
@@ -295,6 +327,12 @@ def _attend_rows(operation, step, scratch, sequence, kv_head, begin, rows):
     first = 0
     if window != 0:
         first = max(0, first_end - window) // BLOCK_SIZE * BLOCK_SIZE
+    num_splits = read_i64(at(step, 8 * words.NUM_SPLITS))
+    if num_splits > 1:
+        num_blocks = (last_end - first + BLOCK_SIZE - 1) // BLOCK_SIZE
+        span = (num_blocks + num_splits - 1) // num_splits * BLOCK_SIZE
+        first += span * split
+        last_end = min(last_end, first + span)
     group = read_i64(at(operation, 8 * rotary.KV_GROUP))
     table = at(
         read_u64(at(step, 8 * (group + words.TABLES))),
@@ -318,19 +356,64 @@ def _attend_rows(operation, step, scratch, sequence, kv_head, begin, rows):
         _attend_4(*arguments)
     else:
         _attend_most(*arguments)
-    output = read_u64(at(operation, 8 * OUTPUT))
-    quantized = read_u64(at(operation, 8 * QUANTIZED))
-    num_heads = group_size * read_i64(at(operation, 8 * rotary.NUM_KV_HEADS))
     for row in range(rows):
         index = begin + row
         head = kv_head * group_size + index % group_size
-        channel = ((token + index // group_size) * num_heads + head) * head_dim
-        factor = float32(1.0) / read_f32(at(scratch, _SUMS + 4 * row))
         source = at(scratch, _OUTPUTS + 4 * head_dim * row)
-        place = source if output == 0 else at(output, 4 * channel)
-        _scale_row(source, place, head_dim, factor)
-        if quantized != 0:
-            quantize_row(place, head_dim, at(quantized, channel // GROUP * GROUP_BYTES))
+        total = read_f32(at(scratch, _SUMS + 4 * row))
+        if num_splits == 1:
+            _write_row(operation, token + index // group_size, head, source, float32(1.0) / total)
+            continue
+        place = _part_of(operation, step, sequence, split, head)
+        _scale_row(source, place, head_dim, float32(1.0))
+        write_f32(at(place, 4 * head_dim), read_f32(at(scratch, _MAXIMA + 4 * row)))
+        write_f32(at(place, 4 * head_dim + 4), total)
+
+
+@cfunc(KERNEL_SIGNATURE, nogil=True, cache=True)
+def join_parts(operation, step, scratch, begin, end):
+    """Joins what threads found in parts of a context. Extent: NUM_JOINED times the heads.
+
+    Source: Dao et al. 2023, "Flash-Decoding for long-context inference".
+    """
+    op, step_, sums = uint64(operation), uint64(step), at(uint64(scratch), _OUTPUTS)
+    head_dim = read_i64(at(op, 8 * rotary.HEAD_DIM))
+    num_heads = read_i64(at(op, 8 * rotary.GROUP_SIZE))
+    num_heads *= read_i64(at(op, 8 * rotary.NUM_KV_HEADS))
+    num_splits = read_i64(at(step_, 8 * words.NUM_SPLITS))
+    for index in range(begin, end):
+        sequence, head = index // num_heads, index % num_heads
+        highest = float32(_LOWEST)
+        for split in range(num_splits):
+            part = _part_of(op, step_, sequence, split, head)
+            highest = max(highest, read_f32(at(part, 4 * head_dim)))
+        total = float32(0.0)
+        for split in range(num_splits):
+            part = _part_of(op, step_, sequence, split, head)
+            distance = read_f32(at(part, 4 * head_dim)) - highest
+            share = float32(math.exp(max(distance, float32(-87.0))))
+            total += share * read_f32(at(part, 4 * head_dim + 4))
+            if split == 0:
+                _scale_row(part, sums, head_dim, share)
+            else:
+                add_scaled(sums, part, head_dim, share)
+        _write_row(op, sequence, head, sums, float32(1.0) / total)
+
+
+@njit(nogil=True, cache=True)
+def _ask_for_keys(operation, step, sequence, kv_head):
+    """Asks for the first blocks of keys, before there is time for it."""
+    group = read_i64(at(operation, 8 * rotary.KV_GROUP))
+    tables = read_u64(at(step, 8 * (group + words.TABLES)))
+    table = at(tables, sequence * read_i64(at(step, 8 * (group + words.TABLE_BYTES))))
+    num_bytes = 2 * BLOCK_SIZE * read_i64(at(operation, 8 * rotary.HEAD_DIM))
+    keys = at(read_u64(at(operation, 8 * rotary.KEYS)), num_bytes * kv_head)
+    num_keys = read_i64(at(read_u64(at(step, 8 * words.POSITIONS)), 8 * sequence)) + 1
+    for number in range(min(BLOCKS_AHEAD, (num_keys + BLOCK_SIZE - 1) // BLOCK_SIZE)):
+        block = int(read_i32(at(table, 4 * number)))
+        start = at(keys, block * read_i64(at(operation, 8 * rotary.BLOCK_BYTES)))
+        for line in range(0, num_bytes, 64):
+            prefetch(at(start, line))
 
 
 @cfunc(KERNEL_SIGNATURE, nogil=True, cache=True)
@@ -343,14 +426,17 @@ def attend_tiles(operation, step, scratch, begin, end):
     num_kv_heads = read_i64(at(operation_, 8 * rotary.NUM_KV_HEADS))
     group_size = read_i64(at(operation_, 8 * rotary.GROUP_SIZE))
     num_decode = read_i64(at(step_, 8 * words.NUM_DECODE))
+    num_splits = read_i64(at(step_, 8 * words.NUM_SPLITS))
     sequences = read_u64(at(step_, 8 * words.TILE_SEQUENCES))
     starts = read_u64(at(step_, 8 * words.TILE_STARTS))
     first_tokens = read_u64(at(step_, 8 * words.FIRST_TOKENS))
     for index in range(begin, end):
-        tile, kv_head = index // num_kv_heads, index % num_kv_heads
+        part, kv_head = index // num_kv_heads, index % num_kv_heads
+        tile, split = part // num_splits, part % num_splits
         sequence = int(read_i32(at(sequences, 4 * tile)))
         row = int(read_i32(at(starts, 4 * tile)))
         if sequence < num_decode:
+            _ask_for_keys(operation_, step_, sequence, kv_head)
             turn_heads(operation_, step_, sequence, kv_head)
         num_tokens = read_i32(at(first_tokens, 4 * (sequence + 1)))
         num_tokens -= read_i32(at(first_tokens, 4 * sequence))
@@ -359,5 +445,5 @@ def attend_tiles(operation, step, scratch, begin, end):
             rows = min(_MOST_ROWS, end_row - row)
             if 4 < rows < _MOST_ROWS:
                 rows = 4
-            _attend_rows(operation_, step_, scratch_, sequence, kv_head, row, rows)
+            _attend_rows(operation_, step_, scratch_, sequence, kv_head, row, rows, split)
             row += rows

@@ -18,7 +18,7 @@ from octavo.engine.kernels.cpu.limits import BLOCK_SIZE
 from octavo.engine.kernels.cpu.simd_types import F32, I32, I64, LANES
 
 _CHANNELS_AT_ONCE = 4
-_BLOCKS_AHEAD = 3
+BLOCKS_AHEAD = 3
 """How far ahead of its use a block is asked for: they lie anywhere, no processor foresees it."""
 _VECTOR_BYTES = LANES * 4
 _HALF_BYTES = LANES * 2
@@ -101,7 +101,7 @@ def score_blocks(
         values: of this head in block 0.
     """
     num_rows, num_blocks = rows.literal_value, blocks.literal_value
-    distance = -(-_BLOCKS_AHEAD // num_blocks) * num_blocks
+    distance = -(-BLOCKS_AHEAD // num_blocks) * num_blocks
 
     def generate(target: Any, b: Any, _signature: Any, arguments: Any) -> Any:
         query, query_stride, keys, table, block_bytes, last, head_dim, scores, score_stride = (

@@ -11,16 +11,28 @@ from octavo.engine.kernels.cpu.attention import TILE_ROWS
 
 IntArray = npt.NDArray[Any]
 
+_LEAST_SPLIT_KEYS = 256
+"""Fewer keys are done before another thread has come."""
+
 
 class StepArrays:
     """The words of a step, and the arrays that they point at."""
 
-    def __init__(self, num_groups: int, group_size: int, max_rows: int) -> None:
+    def __init__(
+        self,
+        num_groups: int,
+        group_size: int,
+        max_rows: int,
+        *,
+        max_split_tiles: int = 1,
+    ) -> None:
         """Args:
         num_groups: KV groups of the model.
         group_size: query heads that share a key head; one decode is one tile.
         max_rows: the most tokens that are chosen.
+        max_split_tiles: the most parts of tiles, where the contexts of few decodes are split.
         """
+        self._max_split_tiles = max_split_tiles
         assert group_size <= TILE_ROWS
         self.last_program = 0
         """The number of the program that read them last."""
@@ -73,9 +85,16 @@ class StepArrays:
         self._kept = [token_ids, positions, cu_seqlens_q, *tiles, taken, chosen_before]
         step = self._words
         step[words.NUM_TOKENS] = len(token_ids)
-        step[words.NUM_DECODE] = num_decode
-        step[words.NUM_PREFILL_TOKENS] = len(token_ids) - num_decode
-        step[words.NUM_TILES] = len(tiles[0])
+        num_splits = 1
+        if num_decode == num_seqs:
+            num_splits = self._num_splits(num_seqs, int(positions.max()) + 1)
+        # Attention turns what it decodes; parts of one decode would do it several times.
+        num_turned = num_decode if num_splits == 1 else 0
+        step[words.NUM_DECODE] = num_turned
+        step[words.NUM_PREFILL_TOKENS] = len(token_ids) - num_turned
+        step[words.NUM_TILES] = len(tiles[0]) * num_splits
+        step[words.NUM_SPLITS] = num_splits
+        step[words.NUM_JOINED] = 0 if num_splits == 1 else len(tiles[0])
         step[words.NUM_TAKEN] = len(taken)
         for word, array in zip(
             (
@@ -118,6 +137,10 @@ class StepArrays:
         step = self._words
         step[words.NUM_ROWS] = step[words.NUM_CHOICES] = num_rows
         step[words.NUM_DRAWS] = num_rows if any(temperatures) else 0
+
+    def _num_splits(self, num_seqs: int, context_len: int) -> int:
+        """How many threads should share the context of a decode."""
+        return max(1, min(self._max_split_tiles // num_seqs, context_len // _LEAST_SPLIT_KEYS))
 
     def _tiles(self, cu_seqlens_q: IntArray, is_decode: bool) -> tuple[IntArray, IntArray]:
         if not is_decode:

@@ -8,7 +8,7 @@ NUM_DECODE = 2
 NUM_PREFILL_TOKENS = 3
 """The other tokens."""
 NUM_TILES = 4
-"""Tiles of queries that attention is cut into."""
+"""Tiles of queries that attention is cut into, times NUM_SPLITS."""
 NUM_ROWS = 5
 """Rows that logits are wanted of."""
 NUM_TAKEN = 6
@@ -38,7 +38,11 @@ TEMPERATURES = 17
 """Address of [NUM_CHOICES], float32; 0: the likeliest is chosen."""
 NOISE_KEYS = 18
 """Address of [NUM_CHOICES], int64."""
-FIRST_GROUP = 20
+NUM_SPLITS = 19
+"""Into how many parts the context of each tile is split; above 1 NUM_DECODE is 0."""
+NUM_JOINED = 20
+"""Tiles whose parts are joined afterwards: all of them, or none if there is but one part."""
+FIRST_GROUP = 21
 GROUP_WORDS = 3
 # Words of a KV group, from FIRST_GROUP + GROUP_WORDS * group on.
 SLOTS = 0

@@ -1,13 +1,18 @@
-"""The matrices of a decoder as kernels multiply by them: dense, or packed in four bits."""
+"""The matrices of a decoder as kernels multiply by them: dense, or packed."""
 
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch.nn import functional
 
+from octavo.engine.kernels.triton.gated_activation import gated_activation
 from octavo.engine.kernels.triton.gemv import ADD, GATED, InputNorm, gemv
-from octavo.engine.kernels.triton.int4 import Int4Weights, int4_gemv
-from octavo.engine.kernels.triton.int4_gemm import int4_gemm, unpack_int4
+from octavo.engine.kernels.triton.rms_norm import add_rms_norm
+from octavo.engine.kernels.triton.tiled_gemm import scales_are_many, tiled_gemm
+from octavo.engine.kernels.triton.tiled_gemv import tiled_gemv
+from octavo.engine.kernels.triton.tiled_unpack import unpack_rows
+from octavo.engine.kernels.triton.tiles import TiledWeights
 
 
 class Matrix(Protocol):
@@ -93,53 +98,65 @@ class DenseMatrix:
         return output
 
 
-_MAX_GEMM_INPUTS = 256
+_MAX_GEMM_INPUTS, _MAX_GEMM_INPUTS_OF_MANY_SCALES = 256, 128
 """With more rows the matrix is unpacked for torch's product: it is read once, not once a tile."""
+_SLAB_ELEMENTS = 2**25
+"""Values that are unpacked for that at a time; a captured step keeps room for them."""
 
 
-class Int4Matrix:
-    """Weights in four bits; activations in bfloat16."""
+class TiledMatrix:
+    """Packed weights in the kernels' layout; activations in bfloat16 or float16."""
 
     def __init__(
-        self, weights: Int4Weights, bias: torch.Tensor | None = None, *, overlap: bool = False
+        self, weights: TiledWeights, bias: torch.Tensor | None = None, *, overlap: bool = False
     ) -> None:
         """Args:
-        weights: in the kernels' layout.
+        weights: the matrix.
         bias: [out_features].
         overlap: whether kernels may overlap with those before them.
         """
-        self._weights = weights
+        self.weights = weights
         self._bias = bias
+        self._max_gemm_inputs = _MAX_GEMM_INPUTS
+        if scales_are_many(weights.form):
+            self._max_gemm_inputs = _MAX_GEMM_INPUTS_OF_MANY_SCALES
         self._overlap = overlap
 
     @property
     def out_features(self) -> int:
-        return self._weights.out_features
+        return self.weights.out_features
 
     @property
     def num_bytes(self) -> int:
-        return self._weights.num_bytes
+        return self.weights.num_bytes
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        weights = self._weights
-        if len(rows) == 1:
-            output = rows.new_empty(1, weights.out_features)
-            int4_gemv(rows, weights, output, bias=self._bias, overlap=self._overlap)
-            return output
-        if len(rows) <= _MAX_GEMM_INPUTS:
-            return int4_gemm(rows, weights, bias=self._bias)
-        dense = rows.new_empty(weights.out_features, weights.in_features)
-        return functional.linear(rows, unpack_int4(weights, dense), self._bias)
+        return self.multiply_into(rows, rows.new_empty(len(rows), self.out_features))
 
-    def multiply_normed(self, row: torch.Tensor, norm: InputNorm) -> torch.Tensor:
-        output = row.new_empty(1, self._weights.out_features)
-        int4_gemv(row, self._weights, output, bias=self._bias, norm=norm, overlap=self._overlap)
+    def multiply_into(self, rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """As `multiply`, into [num_rows, out_features], whose rows may lie apart."""
+        weights = self.weights
+        if len(rows) == 1:
+            tiled_gemv(rows, weights, output, bias=self._bias, overlap=self._overlap)
+        elif len(rows) <= self._max_gemm_inputs:
+            tiled_gemm(rows, weights, output, bias=self._bias)
+        else:
+            step = max(1, _SLAB_ELEMENTS // weights.in_features)
+            for start in range(0, weights.out_features, step):
+                stop = min(start + step, weights.out_features)
+                dense = rows.new_empty(stop - start, weights.in_features)
+                unpack_rows(weights, start, stop, dense)
+                bias = None if self._bias is None else self._bias[start:stop]
+                output[:, start:stop] = functional.linear(rows, dense, bias)
         return output
 
+    def multiply_normed(self, row: torch.Tensor, norm: InputNorm) -> torch.Tensor:
+        return self.multiply(_normed(row, norm, overlap=self._overlap))
+
     def multiply_add(self, row: torch.Tensor, hidden: torch.Tensor, scale: float) -> None:
-        int4_gemv(
+        tiled_gemv(
             row,
-            self._weights,
+            self.weights,
             hidden,
             bias=self._bias,
             epilogue=ADD,
@@ -148,15 +165,68 @@ class Int4Matrix:
         )
 
     def multiply_gated(self, row: torch.Tensor, norm: InputNorm, activation: str) -> torch.Tensor:
-        output = row.new_empty(1, self._weights.out_features // 2)
-        int4_gemv(
-            row,
-            self._weights,
+        output = row.new_empty(1, self.out_features // 2)
+        tiled_gemv(
+            _normed(row, norm, overlap=self._overlap),
+            self.weights,
             output,
             bias=self._bias,
-            norm=norm,
             epilogue=GATED,
             activation=activation,
             overlap=self._overlap,
         )
         return output
+
+
+class StackedMatrix:
+    """Matrices above each other that lie in different forms, as one."""
+
+    def __init__(self, parts: Sequence[TiledMatrix], *, overlap: bool = False) -> None:
+        """Args:
+        parts: from the top.
+        overlap: whether kernels may overlap with those before them.
+        """
+        self._parts = tuple(parts)
+        self._overlap = overlap
+
+    @property
+    def out_features(self) -> int:
+        return sum(part.out_features for part in self._parts)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.num_bytes for part in self._parts)
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        output = rows.new_empty(len(rows), self.out_features)
+        for part, columns in self._columns(output):
+            part.multiply_into(rows, columns)
+        return output
+
+    def multiply_normed(self, row: torch.Tensor, norm: InputNorm) -> torch.Tensor:
+        return self.multiply(_normed(row, norm, overlap=self._overlap))
+
+    def multiply_add(self, row: torch.Tensor, hidden: torch.Tensor, scale: float) -> None:
+        for part, columns in self._columns(hidden):
+            part.multiply_add(row, columns, scale)
+
+    def multiply_gated(self, row: torch.Tensor, norm: InputNorm, activation: str) -> torch.Tensor:
+        gate_up = self.multiply_normed(row, norm)
+        return gated_activation(gate_up, activation=activation, overlap=self._overlap)
+
+    def _columns(self, output: torch.Tensor) -> Iterator[tuple[TiledMatrix, torch.Tensor]]:
+        first = 0
+        for part in self._parts:
+            yield part, output[:, first : first + part.out_features]
+            first += part.out_features
+
+
+def _normed(row: torch.Tensor, norm: InputNorm, *, overlap: bool) -> torch.Tensor:
+    return add_rms_norm(
+        row,
+        norm.weight,
+        eps=norm.eps,
+        offset=norm.offset,
+        in_float32=norm.in_float32,
+        overlap=overlap,
+    )

@@ -1,0 +1,95 @@
+"""Packed weights of checkpoints, arranged for the kernels of an NVIDIA card."""
+
+import torch
+from torch import Tensor
+
+from octavo.checkpoint.gguf import BLOCK_LAYOUT, GGMLType
+from octavo.engine.kernels.triton.tiles import (
+    TiledWeights,
+    stack_rows,
+    tile_affine,
+    tile_float8,
+    tile_q4_k,
+    tile_q6_k,
+)
+from octavo.engine.quantization.affine import affine_groups
+from octavo.engine.quantization.float8 import Float8Linear
+from octavo.engine.quantization.gguf import scales_and_minimums
+from octavo.engine.quantization.gguf_affine import AFFINE_BLOCKS
+from octavo.engine.quantization.packed import PackedBlocks, PackedLinear, PackedWeight
+
+_SLAB_ELEMENTS = 2**25
+"""Weights that are taken apart at a time."""
+_WITH_OFFSETS = (GGMLType.Q4_1, GGMLType.Q5_1)
+_SUPER_BLOCKS = (GGMLType.Q4_K, GGMLType.Q5_K, GGMLType.Q6_K)
+
+
+def tile_packed(*weights: PackedWeight) -> list[TiledWeights]:
+    """Matrices above each other in the kernels' layout, exactly where their format is GGUF's.
+
+    Returns:
+        From the top, neighbours that lie alike as one; empty: a format, its groups or the order of
+        its input features do not fit the layout.
+    """
+    stacks: list[list[TiledWeights]] = []
+    for weight in weights:
+        for start, stop in weight.slabs(_SLAB_ELEMENTS):
+            slab = _tile_slab(weight, start, stop)
+            if slab is None:
+                return []
+            if stacks and stacks[-1][0].form == slab.form:
+                stacks[-1].append(slab)
+            else:
+                stacks.append([slab])
+    return [stack_rows(stack) for stack in stacks]
+
+
+def _tile_slab(weight: PackedWeight, start: int, stop: int) -> TiledWeights | None:
+    if isinstance(weight, PackedBlocks) and weight.ggml_type in _SUPER_BLOCKS:
+        return _tile_super_blocks(weight.blocks[start:stop], weight.ggml_type)
+    if isinstance(weight, PackedLinear) and isinstance(weight.stored, Float8Linear):
+        return _tile_float8(weight, start, stop)
+    groups = affine_groups(weight, start, stop)
+    if groups is None or groups.input_order is not None:
+        return None
+    num_columns = weight.shape[1]
+    is_whole = groups.scales.shape[1] == 1
+    if not is_whole and (groups.group_size == 16 or num_columns % groups.group_size):
+        return None
+    keeps_offsets = isinstance(weight, PackedBlocks) and weight.ggml_type in _WITH_OFFSETS
+    return tile_affine(
+        groups.codes, groups.bits, groups.scales, groups.offsets, keeps_offsets=keeps_offsets
+    )
+
+
+def _tile_super_blocks(rows: Tensor, ggml_type: GGMLType) -> TiledWeights | None:
+    """Blocks of 256 weights, whose scales are taken over as they are."""
+    num_rows = len(rows)
+    blocks = rows.reshape(-1, BLOCK_LAYOUT[ggml_type][1])
+    bits, _, take = AFFINE_BLOCKS[ggml_type]
+    codes = take(blocks)[0].reshape(num_rows, -1)
+    if ggml_type is GGMLType.Q6_K:
+        factors = blocks[:, 208:210].contiguous().view(torch.float16)
+        scales = blocks[:, 192:208].contiguous().view(torch.int8)
+        return tile_q6_k(codes, factors.view(num_rows, -1), scales.view(num_rows, -1, 16))
+    factors = blocks[:, :4].contiguous().view(torch.float16)
+    integers = [part.reshape(num_rows, -1, 8) for part in scales_and_minimums(blocks[:, 4:16])]
+    return tile_q4_k(codes, bits, factors.view(num_rows, -1, 2), *integers)
+
+
+def _tile_float8(weight: PackedLinear, start: int, stop: int) -> TiledWeights | None:
+    stored, first = weight.stored_rows(start, stop)
+    assert isinstance(stored, Float8Linear)
+    rows = slice(first, first + stop - start)
+    values, scales = stored.weight[rows], stored.scale.float()
+    if values.dtype is not torch.float8_e4m3fn:
+        return None
+    if stored.row_blocks is not None:
+        if scales.shape[1] * stored.block_columns != values.shape[1]:
+            return None
+        scales = scales.index_select(0, stored.row_blocks[rows])
+    elif len(scales) == 1:
+        scales = scales.expand(len(values), -1)
+    else:
+        scales = scales[rows]
+    return tile_float8(values, scales.contiguous())
