@@ -112,7 +112,10 @@ async def test_a_lost_device_is_said_until_the_engine_is_restarted(
     assert running_models(tmp_path / "run") == []
     with pytest.raises(DeviceLostError, match="ECC"):
         await answer(host)
+    states: list[HostStatus] = []
+    host.state_changed.connect(lambda state: states.append(state.status))
     await host.load(tiny)
+    assert states[-1] is HostStatus.READY
     assert await answer(host)
     assert await host.close()
     assert "The device is lost" in caplog.text
