@@ -31,7 +31,7 @@ DEFAULT_CPU_SEQUENCES = 4
 
 _INTEGER_LAYOUTS = (Layout.PACKED_INTEGERS, Layout.GPTQ, Layout.AWQ)
 _WEIGHTS, _UNPACKED_WEIGHTS = "Weights", "Unpacked weights"
-KV_CACHE, RESERVE = "KV cache", "Reserve"
+KV_CACHE, WORKSPACE, RESERVE = "KV cache", "Workspace", "Reserve"
 """Names of items of a plan."""
 
 _GIB = 2**30
@@ -206,7 +206,7 @@ def _plan_in(
     num_tokens = step_tokens(model, config, device, dtype)
     weights = _weights(model, dtype, stored)
     workspace = MemoryItem(
-        "Workspace",
+        WORKSPACE,
         workspace_bytes(
             model,
             config,
