@@ -17,6 +17,7 @@ from octavo.checkpoint.header import CheckpointHeader, read_checkpoint
 from octavo.checkpoint.identity import identity_of
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device, choose_device, detect_devices
+from octavo.engine.freed_memory import return_freed_memory
 from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.planning import plan_load
@@ -338,6 +339,8 @@ class ModelHost:
         came_back = await loaded.thread.close()
         if not came_back:
             logger.error("The engine thread did not end within its time")
+        del loaded
+        await asyncio.to_thread(return_freed_memory)
         return came_back
 
     def _show_progress(self, progress: Progress) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from octavo.checkpoint.gguf import BLOCK_LAYOUT, GGMLType
+from octavo.engine.kernels.cpu.simd_tier import Tier, host_features, tier_of
 from tests.support.gguf_files import TinyLlama, gguf_name, random_blocks, write_gguf
 from tests.support.model_folders import change_json
 from tests.support.quantized_folders import kind_named, write_quantized_folder
@@ -53,12 +54,49 @@ print(json.dumps({
     "peak": peak() - before,
 }))
 """
+KERNELS_CHILD = """
+import json, sys
+from pathlib import Path
+import psutil
+from octavo.checkpoint.header import read_checkpoint
+from octavo.engine import cpu_executor
+from octavo.engine.config import EngineConfig
+from octavo.engine.kernels.cpu.preparation import prepare_kernels
+from octavo.engine.loading import load_engine
+from octavo.engine.planning import kernel_forms
+from octavo.jobs import JobControl
+from tests.support.engines import request, run_all
+
+path, tiles = map(Path, sys.argv[1:])
+# What every model needs: torch, Numba and the kernels.
+prepare_kernels(kernel_forms(read_checkpoint(path)), None, lambda *_: None)
+config = EngineConfig(device="cpu", num_kv_blocks=65, cpu_threads=2, tile_cache_dir=str(tiles))
+before = psutil.Process().memory_info().rss
+engine, report = load_engine(path, config, JobControl())
+assert report.executor == "CPU kernels"
+loaded = psutil.Process().memory_info().rss
+requests = [
+    request(str(i), [3 + (i + 7 * j) % 200 for j in range(100)], max_tokens=20, ignore_eos=True)
+    for i in range(8)
+]
+run_all(engine, requests)
+run_all(engine, [request("p", list(range(3, 203)), max_tokens=1, prompt_logprobs=1)])
+run_all(engine, [request("t", list(range(3, 203)), temperature=1.0, top_p=0.9, max_tokens=9)])
+print(json.dumps({
+    "items": {item.name: item.num_bytes for item in report.plan.items},
+    "loaded": loaded - before,
+    "used": psutil.Process().memory_info().rss - before,
+}))
+"""
 MIB = 1 << 20
 
 
-def measure(path: Path) -> dict[str, Any]:
+def measure(*paths: Path, program: str = CHILD) -> dict[str, Any]:
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     measured: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     return measured
@@ -142,3 +180,20 @@ def test_gguf(tmp_path: Path) -> None:
     path = write_large_gguf(tmp_path / "large.gguf", GGMLType.Q4_K)
     assert path.stat().st_size > 180 * MIB
     check(path)
+
+
+@pytest.mark.skipif(tier_of(host_features()) is Tier.NONE, reason="this processor has no kernels")
+@pytest.mark.timeout(300)
+def test_the_cpu_kernels_take_what_their_plan_says(tmp_path: Path) -> None:
+    """Read from the file, and mapped from the tiles that this load has kept."""
+    path = write_large_gguf(tmp_path / "large.gguf", GGMLType.Q4_K)
+    for is_mapped in (False, True):
+        measured = measure(path, tmp_path / "tiles", program=KERNELS_CHILD)
+        items = measured["items"]
+        planned_bytes = sum(items.values()) - items["Reserve"]
+        print(f"mapped {is_mapped}: {measured}, planned {planned_bytes}")
+        assert abs(measured["used"] - planned_bytes) <= 0.07 * planned_bytes
+        limit_bytes = path.stat().st_size + items["KV cache"] + 150 * MIB
+        assert measured["used"] <= limit_bytes
+        if is_mapped:
+            assert measured["loaded"] < 40 * MIB, "nothing was read, and no page was touched yet"

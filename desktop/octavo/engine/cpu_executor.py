@@ -13,7 +13,7 @@ from octavo.engine.cpu_program import DecoderProgram
 from octavo.engine.executor import Draws
 from octavo.engine.kernels.cpu import attention, sampling
 from octavo.engine.kernels.cpu.limits import BLOCK_SIZE
-from octavo.engine.kernels.cpu.program import byte_buffer
+from octavo.engine.kernels.cpu.program import paged_buffer
 from octavo.engine.kernels.cpu.simd import TIER
 from octavo.engine.kernels.cpu.step_arrays import StepArrays
 from octavo.engine.kernels.cpu.worker_threads import WorkerThreads
@@ -61,7 +61,7 @@ class CPUExecutor:
             shape = (len(group.layers), 2, num_blocks, config.num_kv_heads)
             size = BLOCK_SIZE * config.head_dim
             num_bytes = 2 * len(group.layers) * 2 * num_blocks * config.num_kv_heads * size
-            self._pages.append(byte_buffer(num_bytes).view(torch.float16).view(*shape, size))
+            self._pages.append(paged_buffer(num_bytes).view(torch.float16).view(*shape, size))
         max_rows = max(
             PROMPT_LOGPROB_ROWS,
             min(engine_config.max_num_seqs, plan.max_num_batched_tokens),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from octavo.engine.engine import Engine
 from octavo.engine.executor import Executor
+from octavo.engine.freed_memory import return_freed_memory
 from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryPlan
 from octavo.engine.model_runner import ModelRunner
@@ -56,6 +57,8 @@ class KernelUpgrade:
         executor, self._executor = self._executor, None
         assert executor is not None
         self._engine.switch_runner(self._load.runner(executor, self._plan))
+        # Torch's weights went with its runner.
+        return_freed_memory()
         report = self._load.report(executor, self._plan)
         return dataclasses.replace(report, load_s=self._report.load_s)
 

@@ -23,6 +23,7 @@ from octavo.engine.device_errors import device_errors, free_device_memory
 from octavo.engine.engine import Engine
 from octavo.engine.executor import Executor
 from octavo.engine.executors import choose_executor
+from octavo.engine.freed_memory import return_freed_memory
 from octavo.engine.gpu_formats import multiplies_packed
 from octavo.engine.kernel_upgrade import KernelUpgrade
 from octavo.engine.kv_groups import kv_groups
@@ -214,6 +215,8 @@ class _Load:
         control.report(Progress("Arranging the weights for the processor"))
         num_threads = config.cpu_threads or default_cpu_threads()
         executor = CPUExecutor(model, model_config, plan, config, num_threads=num_threads)
+        # What the weights were loaded as; nothing of it is needed any more.
+        return_freed_memory()
         tiles = None if store is None or has_tiles else take_tiles(slots)
         if store is not None and tiles is not None:
             keep = partial(_keep_tiles, store, key, self._header.path, tiles, control)

@@ -30,7 +30,7 @@ DEFAULT_CPU_SEQUENCES = 4
 """Full-length sequences the default cache holds on the CPU, memory permitting."""
 
 _WEIGHTS, _UNPACKED_WEIGHTS = "Weights", "Unpacked weights"
-KV_CACHE, RESERVE = "KV cache", "Reserve"
+KV_CACHE, WORKSPACE, RESERVE = "KV cache", "Workspace", "Reserve"
 """Names of items of a plan."""
 
 _GIB = 2**30
@@ -201,7 +201,7 @@ def _plan_in(
     num_tokens = step_tokens(model, config, device, dtype)
     weights = _weights(model, dtype, stored)
     workspace = MemoryItem(
-        "Workspace",
+        WORKSPACE,
         workspace_bytes(
             model,
             config,

@@ -11,8 +11,9 @@ from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
 from octavo.engine.kernels.cpu.limits import ACTIVATIONS, BLOCK_SIZE, GROUP, MAX_HEAD_DIM
 from octavo.engine.kernels.cpu.limits import MAX_GROUP_SIZE as MAX_SHARING_HEADS
-from octavo.engine.memory import KV_CACHE, RESERVE, MemoryItem, MemoryPlan, plan_memory
+from octavo.engine.memory import KV_CACHE, RESERVE, WORKSPACE, MemoryItem, MemoryPlan, plan_memory
 from octavo.engine.model_config import ModelConfig
+from octavo.engine.step_memory import kernel_workspace_bytes
 
 _FORMS: Mapping[GGMLType, str] = MappingProxyType(
     {
@@ -92,8 +93,17 @@ def plan_load(
         return dataclasses.replace(plan_memory(model, config, device), why_not_kernels=reason)
     # Activations are 8-bit integers where they meet a matrix and float32 everywhere else.
     config = dataclasses.replace(config, dtype="float32", weights="packed", kv_dtype="float16")
+    plan = plan_memory(model, config, device)
+    num_tokens = plan.max_num_batched_tokens
+    workspace = MemoryItem(
+        WORKSPACE,
+        kernel_workspace_bytes(model, config, num_tokens),
+        f"one step of up to {num_tokens:,} tokens and {config.max_num_seqs} sequences, and the"
+        " vocabulary",
+    )
     return dataclasses.replace(
-        plan_memory(model, config, device),
+        plan,
+        items=tuple(workspace if item.name == WORKSPACE else item for item in plan.items),
         # Layers get their matrices one by one, also plain numbers, and give them up when packed.
         keeps_packed=True,
         uses_kernels=True,

@@ -32,6 +32,8 @@ SAMPLED_ROWS = 4
 _UNPACKING_BYTES_PER_ELEMENT = 36
 """Integers, scales of each value and products, in the widest of the formats: 3-bit GPTQ."""
 _SAMPLER_BYTES_PER_LOGIT = 40
+_VOCABULARY_BYTES_PER_TOKEN = 700
+"""Texts, ids and merges, in Python and in the tokenizer's library."""
 _LIBRARY_BYTES = 48 * 2**20
 """What torch and its matrix libraries keep for themselves once they have run."""
 _GRAPH_BYTES = 8 * 2**20
@@ -57,6 +59,33 @@ def step_tokens(model: ModelConfig, config: EngineConfig, device: Device, dtype:
         if needed <= device.total_bytes // _STEP_SHARE:
             return num_tokens
     return CPU_STEP_TOKENS
+
+
+def kernel_workspace_bytes(model: ModelConfig, config: EngineConfig, num_tokens: int) -> int:
+    """What the CPU's kernels work in, the vocabulary, and what sampling with torch takes.
+
+    As `cpu_program` allocates it: activations as float32 and, in front of a matrix, as 8-bit
+    integers with their scales, which take two bytes a channel.
+    """
+    both = 4 + 2
+    hidden = model.hidden_size
+    query_size = model.num_heads * model.head_dim
+    projected = query_size + 2 * model.num_kv_heads * model.head_dim
+    feed = (2 * 4 + both) * model.intermediate_size
+    token_bytes = (3 * 4 + both) * hidden + 4 * projected + both * query_size + feed
+    if (experts := model.moe) is not None:
+        feed = (2 * 4 + both) * experts.intermediate_size
+        token_bytes += experts.num_experts_per_token * ((4 + both) * hidden + feed)
+        token_bytes += 4 * hidden + (2 * 4 + both) * experts.shared_intermediate_size
+        token_bytes += 4 * experts.num_experts
+    num_rows = max(PROMPT_LOGPROB_ROWS, min(config.max_num_seqs, num_tokens))
+    logits = num_rows * 4 * model.vocab_size
+    # Log-probabilities of a prompt, or what random tokens are drawn with.
+    drawn = min(SAMPLED_ROWS, num_rows) * _SAMPLER_BYTES_PER_LOGIT
+    sampling = max(drawn, PROMPT_LOGPROB_ROWS * 2 * 4) * model.vocab_size
+    rows = num_rows * both * hidden
+    vocabulary = model.vocab_size * _VOCABULARY_BYTES_PER_TOKEN
+    return num_tokens * token_bytes + rows + logits + sampling + vocabulary
 
 
 def workspace_bytes(

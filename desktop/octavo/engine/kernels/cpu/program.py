@@ -1,5 +1,6 @@
 """`Program`: a list of operations for `step_loop`, written record by record."""
 
+import mmap
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,19 @@ def float_buffer(*shape: int) -> torch.Tensor:
 def byte_buffer(num_bytes: int) -> torch.Tensor:
     """As `float_buffer`, of bytes."""
     return torch.from_numpy(aligned_bytes(num_bytes))
+
+
+def paged_buffer(num_bytes: int) -> torch.Tensor:
+    """As `byte_buffer`, for what is used here and there: resident page by page.
+
+    NumPy asks for huge pages, of which the first token in a KV cache would touch one or more for
+    each layer: 120 MiB in one of 30 layers.
+    """
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return byte_buffer(num_bytes)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 class Program:
