@@ -115,3 +115,10 @@ def test_bench_measures_a_file_and_removes_it(
     unknown = cli("bench", "--dummy-weights", "Llama-9", "--weight-format", "q4_0", *sizes)
     assert unknown.status == 1
     assert "no shape 'Llama-9'" in unknown.err
+
+
+def test_experts_are_not_written(cli: Cli) -> None:
+    shape = ("--dummy-weights", "Qwen3-30B-A3B", "--weight-format", "q4_0")
+    outcome = cli("bench", *shape)
+    assert outcome.status == 1
+    assert "has experts" in outcome.err

@@ -74,6 +74,10 @@ def dummy_file(shape_name: str, weight_format: str, kept: Path | None) -> Iterat
             f"{kept} is there already.", hint="Measure it as `octavo bench PATH`, or name another."
         )
     config = shapes[shape_name]
+    if config.moe is not None:
+        raise InvalidInputError(
+            f"{shape_name} has experts, which are not written to files.", hint="Choose bf16."
+        )
     vocabulary = dummy_vocabulary(config.vocab_size)
     with contextlib.ExitStack() as stack:
         path = kept

@@ -101,7 +101,8 @@ def _add_dummy(parser: VerbParser) -> None:
     group.add_argument(
         "--dummy-weights",
         metavar="SHAPE",
-        help="Llama-3.2-1B, Llama-3.2-3B, Llama-3.1-8B, Qwen3-0.6B or Qwen3-8B",
+        help="Llama-3.2-1B, Llama-3.2-3B, Llama-3.1-8B, Qwen3-0.6B, Qwen3-8B or, with experts and"
+        " in bf16 alone, Qwen3-30B-A3B",
     )
     group.add_argument(
         "--weight-format",
