@@ -79,6 +79,7 @@ _HANDLED = frozenset(
         "moe",
         "weight_format",
         "stored",
+        "matrix_types",
     }
 )
 """Fields of `ModelConfig` that the kernels' programs know; any other must have its default."""

@@ -3,7 +3,6 @@
 from numba import njit
 
 from octavo.engine.kernels.cpu import simd
-from octavo.engine.kernels.cpu.linear_planes import PREFETCH_BYTES
 
 PIECE_BYTES = 256
 """Read at a time; a number of bytes that is no multiple of it is read to the next one."""
@@ -11,13 +10,11 @@ PIECE_BYTES = 256
 
 @njit(nogil=True)
 def read_memory(address, num_bytes):
-    """The sum of all its words of 32 bits; asks for memory as early as the products do."""
+    """The sum of all its words of 32 bits, in order: asking for memory early reads a tenth less."""
     first, second = simd.zero_i32(), simd.zero_i32()
     third, fourth = simd.zero_i32(), simd.zero_i32()
     for place in range(0, num_bytes, PIECE_BYTES):
         here = simd.at(address, place)
-        for line in range(PREFETCH_BYTES, PREFETCH_BYTES + PIECE_BYTES, 64):
-            simd.prefetch(simd.at(here, line))
         first = simd.add_i32(first, simd.load_i32(here))
         second = simd.add_i32(second, simd.load_i32(simd.at(here, 64)))
         third = simd.add_i32(third, simd.load_i32(simd.at(here, 128)))
