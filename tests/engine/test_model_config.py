@@ -58,6 +58,7 @@ def test_numbers_of_a_llama(tmp_path: Path) -> None:
             quantized_bytes=sum(matrices) // 32 * 34,
             vector_elements=sum(vectors),
         ),
+        matrix_types=frozenset({GGMLType.Q8_0}),
     )
 
 

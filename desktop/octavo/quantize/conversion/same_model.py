@@ -26,6 +26,7 @@ _OF_THE_FILE = frozenset(
         "checkpoint_bytes",
         "quantization",
         "stored",
+        "matrix_types",
         "weight_format",
     }
 )
