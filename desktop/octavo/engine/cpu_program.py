@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from octavo.engine.cpu_buffers import Experts, FeedForward, Inputs
 from octavo.engine.cpu_weights import Matrix
 from octavo.engine.kernels.cpu import (
     attention,
@@ -21,8 +22,7 @@ from octavo.engine.kernels.cpu import (
 )
 from octavo.engine.kernels.cpu.limits import ACTIVATIONS, BLOCK_SIZE
 from octavo.engine.kernels.cpu.linear import compile_kernel
-from octavo.engine.kernels.cpu.program import Program, Words, byte_buffer, float_buffer
-from octavo.engine.kernels.cpu.quantize_activations import quantized_row_bytes
+from octavo.engine.kernels.cpu.program import Program, Words, float_buffer
 from octavo.engine.kernels.cpu.tiles_forms import GROUP
 from octavo.engine.kv_groups import KVGroup
 from octavo.engine.layers.linear import Linear
@@ -89,18 +89,18 @@ class DecoderProgram:
         self.rows = float_buffer(max_rows, size)
         """[max_rows, hidden_size]: rows of `hidden` that logits are wanted of."""
         self.logits = float_buffer(max_rows, config.vocab_size)
-        self._inputs = _Inputs(max_tokens, size)
+        self._inputs = Inputs(max_tokens, size)
         self._projected = float_buffer(max_tokens, num_all_heads * head_dim)
-        self._attended = _Inputs(max_tokens, query_size)
+        self._attended = Inputs(max_tokens, query_size)
         self.max_split_tiles = max(1, _SPLITS_PER_THREAD * num_threads // config.num_kv_heads)
         """The most parts of contexts, of all decodes of a step together."""
         self._attended_parts = float_buffer(
             self.max_split_tiles, config.num_heads, head_dim + attention.PART_NUMBERS
         )
         self._gates = float_buffer(max_tokens, 2 * config.intermediate_size)
-        self._gated = _Inputs(max_tokens, config.intermediate_size)
+        self._gated = Inputs(max_tokens, config.intermediate_size)
         self._output = float_buffer(max_tokens, size)
-        self._experts = None if config.moe is None else _Experts(config, max_tokens)
+        self._experts = None if config.moe is None else Experts(config, max_tokens)
         self._angles = self._add_angles(decoder.model.rotary_emb, max_tokens)
         self._local_angles = self._angles
         if decoder.model.local_rotary_emb is not None:
@@ -265,14 +265,14 @@ class DecoderProgram:
     def _add_mlp(self, mlp: GatedMLP, before: _Part, norm: torch.Tensor | None) -> None:
         matrices = Matrix.of_layers([mlp.gate_proj, mlp.up_proj])
         self._add_norm(before, norm, inputs=self._inputs, readers=matrices)
-        feed = _FeedForward(self._gates, self._gated, self._config.intermediate_size)
+        feed = FeedForward(self._gates, self._gated, self._config.intermediate_size)
         self._add_gated(mlp, matrices, feed, self._output)
 
     def _add_gated(
         self,
         mlp: GatedMLP,
         matrices: Sequence[Matrix],
-        feed: "_FeedForward",
+        feed: FeedForward,
         output: torch.Tensor,
     ) -> None:
         self._add_products(matrices, self._inputs, feed.gates, program=self.layers)
@@ -282,7 +282,7 @@ class DecoderProgram:
 
     def _add_gate(
         self,
-        feed: "_FeedForward",
+        feed: FeedForward,
         readers: Sequence[Matrix],
         *,
         bias: torch.Tensor | None = None,
@@ -363,7 +363,7 @@ class DecoderProgram:
         self.layers.add(moe.combine_experts, words, extent=step_words.NUM_TOKENS)
 
     def _add_expert_products(
-        self, matrices: Sequence[Matrix], inputs: "_Inputs", output: torch.Tensor
+        self, matrices: Sequence[Matrix], inputs: Inputs, output: torch.Tensor
     ) -> None:
         buffers, first = self._experts, matrices[0].packed
         assert buffers is not None
@@ -396,7 +396,7 @@ class DecoderProgram:
         part: _Part | None,
         weight: torch.Tensor | None,
         *,
-        inputs: "_Inputs | None" = None,
+        inputs: Inputs | None = None,
         readers: Sequence[Matrix] = (),
         output: torch.Tensor | None = None,
     ) -> None:
@@ -424,7 +424,7 @@ class DecoderProgram:
     def _norm_weights(self, weight: torch.Tensor) -> torch.Tensor:
         return _floats(weight) + self._config.norm_offset
 
-    def _add_quantizing(self, program: Program, inputs: "_Inputs", extent: int) -> None:
+    def _add_quantizing(self, program: Program, inputs: Inputs, extent: int) -> None:
         words: Words = {
             rows.INPUT: inputs.floats,
             rows.INPUT_BYTES: 4 * inputs.size,
@@ -437,7 +437,7 @@ class DecoderProgram:
     def _add_products(
         self,
         matrices: Sequence[Matrix],
-        inputs: "_Inputs",
+        inputs: Inputs,
         output: torch.Tensor,
         *,
         program: Program,
@@ -493,7 +493,7 @@ class DecoderProgram:
 
     def _add_head(self, matrices: Sequence[Matrix], max_rows: int) -> None:
         config, program = self._config, self.logits_of_rows
-        inputs = _Inputs(max_rows, config.hidden_size, floats=self.rows)
+        inputs = Inputs(max_rows, config.hidden_size, floats=self.rows)
         if inputs.quantized_for(matrices) is not None:
             self._add_quantizing(program, inputs, step_words.NUM_ROWS)
         self._add_products(
@@ -526,75 +526,6 @@ class DecoderProgram:
             (sampling.take_drawn, step_words.NUM_DRAWS, 1),
         ):
             self.logits_of_rows.add(kernel, words, extent=extent, factor=factor)
-
-
-class _Inputs:
-    """Activations that matrices multiply: as float32, as 8-bit integers, or both."""
-
-    def __init__(self, num_rows: int, size: int, *, floats: torch.Tensor | None = None) -> None:
-        self.size = size
-        self.floats = float_buffer(num_rows, size) if floats is None else floats
-        self.quantized_bytes = quantized_row_bytes(size)
-        self.quantized = byte_buffer(num_rows * self.quantized_bytes)
-
-    def floats_for(self, readers: Sequence[Matrix]) -> torch.Tensor | None:
-        """The float32 if anybody reads them."""
-        is_read = any(not matrix.packed.form.is_quantized for matrix in readers)
-        return self.floats if is_read else None
-
-    def quantized_for(self, readers: Sequence[Matrix]) -> torch.Tensor | None:
-        """The 8-bit integers if anybody reads them."""
-        is_read = any(matrix.packed.form.is_quantized for matrix in readers)
-        return self.quantized if is_read else None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _FeedForward:
-    """Buffers of a gated feed-forward part."""
-
-    gates: torch.Tensor
-    """[num_rows, 2 * size], float32."""
-    gated: _Inputs
-    size: int
-
-    @classmethod
-    def of_size(cls, num_rows: int, size: int) -> "_FeedForward":
-        return cls(float_buffer(num_rows, 2 * size), _Inputs(num_rows, size), size)
-
-
-class _Experts:
-    """Buffers of feed-forward parts of many experts, one layer after the other."""
-
-    def __init__(self, config: ModelConfig, max_tokens: int) -> None:
-        assert config.moe is not None
-        experts = config.moe
-        self.num_experts, self.num_picks = experts.num_experts, experts.num_experts_per_token
-        self.renormalizes = experts.renormalizes
-        max_picks = max_tokens * self.num_picks
-        self.routed = float_buffer(max_tokens, self.num_experts)
-        self._picked = torch.zeros(max_picks, dtype=torch.int64)
-        self._shares = float_buffer(max_picks)
-        self._starts = torch.zeros(self.num_experts + 1, dtype=torch.int64)
-        self._places = torch.zeros(max_picks, dtype=torch.int64)
-        self.inputs = _Inputs(max_picks, config.hidden_size)
-        self.feed = _FeedForward.of_size(max_picks, experts.intermediate_size)
-        self.outputs = float_buffer(max_picks, config.hidden_size)
-        self.shared = None
-        if experts.shared_intermediate_size:
-            self.shared = _FeedForward.of_size(max_tokens, experts.shared_intermediate_size)
-        self.shared_output = float_buffer(max_tokens, config.hidden_size)
-        self.shared_logits = float_buffer(max_tokens, 1)
-
-    def words(self) -> Words:
-        """What all operations on experts read."""
-        return {
-            moe.NUM_EXPERTS: self.num_experts,
-            moe.NUM_PICKS: self.num_picks,
-            moe.PICKED: self._picked,
-            moe.SHARES: self._shares,
-            moe.STARTS: self._starts,
-            moe.PLACES: self._places,
-        }
 
 
 def _floats(weight: torch.Tensor) -> torch.Tensor:

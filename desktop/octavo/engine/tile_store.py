@@ -23,12 +23,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from octavo.jobs import JobControl
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ _LEFT_FREE_BYTES = 4 << 30
 
 _ABANDONED_S = 3600.0
 
-Bytes = npt.NDArray[np.uint8]
+Bytes: TypeAlias = "npt.NDArray[np.uint8]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ class TileStore:
 
     def open(self, key: str) -> TileFile | None:
         """Maps what is kept under a key; None if that is nothing, or not whole."""
+        import numpy as np  # here, because the window has this class before anything is loaded
+
         path = self._path(key)
         try:
             index = _read_index(path)
