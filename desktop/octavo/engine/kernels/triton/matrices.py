@@ -100,8 +100,10 @@ class DenseMatrix:
 
 _MAX_GEMM_INPUTS, _MAX_GEMM_INPUTS_OF_MANY_SCALES = 256, 128
 """With more rows the matrix is unpacked for torch's product: it is read once, not once a tile."""
-_SLAB_ELEMENTS = 2**25
+_SLAB_ELEMENTS = 2**26
 """Values that are unpacked for that at a time; a captured step keeps room for them."""
+_SLAB_ROWS = 256
+"""Slabs are whole multiples of this, as the tiles of torch's product are."""
 
 
 class TiledMatrix:
@@ -141,13 +143,16 @@ class TiledMatrix:
         elif len(rows) <= self._max_gemm_inputs:
             tiled_gemm(rows, weights, output, bias=self._bias)
         else:
-            step = max(1, _SLAB_ELEMENTS // weights.in_features)
+            step = max(1, _SLAB_ELEMENTS // weights.in_features // _SLAB_ROWS) * _SLAB_ROWS
             for start in range(0, weights.out_features, step):
                 stop = min(start + step, weights.out_features)
                 dense = rows.new_empty(stop - start, weights.in_features)
                 unpack_rows(weights, start, stop, dense)
-                bias = None if self._bias is None else self._bias[start:stop]
-                output[:, start:stop] = functional.linear(rows, dense, bias)
+                columns = output[:, start:stop]
+                if self._bias is None:
+                    torch.mm(rows, dense.T, out=columns)
+                else:
+                    torch.addmm(self._bias[start:stop], rows, dense.T, out=columns)
         return output
 
     def multiply_normed(self, row: torch.Tensor, norm: InputNorm) -> torch.Tensor:
