@@ -137,7 +137,7 @@ class TiledMatrix:
 
     def multiply_into(self, rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """As `multiply`, into [num_rows, out_features], whose rows may lie apart."""
-        weights = self.weights
+        weights, rows = self.weights, self._ordered(rows)
         if len(rows) == 1:
             tiled_gemv(rows, weights, output, bias=self._bias, overlap=self._overlap)
         elif len(rows) <= self._max_gemm_inputs:
@@ -160,7 +160,7 @@ class TiledMatrix:
 
     def multiply_add(self, row: torch.Tensor, hidden: torch.Tensor, scale: float) -> None:
         tiled_gemv(
-            row,
+            self._ordered(row),
             self.weights,
             hidden,
             bias=self._bias,
@@ -172,7 +172,7 @@ class TiledMatrix:
     def multiply_gated(self, row: torch.Tensor, norm: InputNorm, activation: str) -> torch.Tensor:
         output = row.new_empty(1, self.out_features // 2)
         tiled_gemv(
-            _normed(row, norm, overlap=self._overlap),
+            self._ordered(_normed(row, norm, overlap=self._overlap)),
             self.weights,
             output,
             bias=self._bias,
@@ -181,6 +181,10 @@ class TiledMatrix:
             overlap=self._overlap,
         )
         return output
+
+    def _ordered(self, rows: torch.Tensor) -> torch.Tensor:
+        order = self.weights.input_order
+        return rows if order is None else rows.index_select(1, order)
 
 
 class StackedMatrix:
