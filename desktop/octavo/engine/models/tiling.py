@@ -105,4 +105,4 @@ def _tile_float8(weight: PackedLinear, start: int, stop: int) -> TiledWeights | 
         scales = scales.expand(len(values), -1)
     else:
         scales = scales[rows]
-    return tile_float8(values, scales.contiguous())
+    return tile_float8(values, scales.contiguous(), has_float8_inputs=stored.has_float8_inputs)

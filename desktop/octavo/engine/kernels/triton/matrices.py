@@ -6,6 +6,11 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from octavo.engine.kernels.triton.float8_linear import (
+    float8_linear,
+    has_float8_products,
+    takes_float8,
+)
 from octavo.engine.kernels.triton.gated_activation import gated_activation
 from octavo.engine.kernels.triton.gemv import ADD, GATED, InputNorm, gemv
 from octavo.engine.kernels.triton.rms_norm import add_rms_norm
@@ -100,6 +105,9 @@ class DenseMatrix:
 
 _MAX_GEMM_INPUTS, _MAX_GEMM_INPUTS_OF_MANY_SCALES = 256, 128
 """With more rows the matrix is unpacked for torch's product: it is read once, not once a tile."""
+_MAX_UNROUNDED_INPUTS = 64
+"""With more rows inputs are rounded to 8-bit floats where they are meant to be. Fewer do not wait
+for arithmetic, and stay as they are."""
 _SLAB_ELEMENTS = 2**26
 """Values that are unpacked for that at a time; a captured step keeps room for them."""
 _SLAB_ROWS = 256
@@ -122,6 +130,9 @@ class TiledMatrix:
         self._max_gemm_inputs = _MAX_GEMM_INPUTS
         if scales_are_many(weights.form):
             self._max_gemm_inputs = _MAX_GEMM_INPUTS_OF_MANY_SCALES
+        self._multiplies_float8 = takes_float8(weights) and has_float8_products(
+            weights.words.device
+        )
         self._overlap = overlap
 
     @property
@@ -133,6 +144,8 @@ class TiledMatrix:
         return self.weights.num_bytes
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        if self._rounds(rows):
+            return float8_linear(rows, self.weights, self._bias)
         return self.multiply_into(rows, rows.new_empty(len(rows), self.out_features))
 
     def multiply_into(self, rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -140,6 +153,8 @@ class TiledMatrix:
         weights, rows = self.weights, self._ordered(rows)
         if len(rows) == 1:
             tiled_gemv(rows, weights, output, bias=self._bias, overlap=self._overlap)
+        elif self._rounds(rows):
+            output.copy_(float8_linear(rows, weights, self._bias))
         elif len(rows) <= self._max_gemm_inputs:
             tiled_gemm(rows, weights, output, bias=self._bias)
         else:
@@ -181,6 +196,10 @@ class TiledMatrix:
             overlap=self._overlap,
         )
         return output
+
+    def _rounds(self, rows: torch.Tensor) -> bool:
+        is_wide = len(rows) > _MAX_UNROUNDED_INPUTS and rows.dtype is torch.bfloat16
+        return is_wide and self._multiplies_float8
 
     def _ordered(self, rows: torch.Tensor) -> torch.Tensor:
         order = self.weights.input_order

@@ -48,6 +48,8 @@ class TileForm:
     has_shifts: bool = False
     is_float8: bool = False
     """Codes are numbers of float8_e4m3fn."""
+    has_float8_inputs: bool = False
+    """Inputs are meant to be rounded to such numbers, too."""
 
     @property
     def parts(self) -> int:
@@ -226,17 +228,21 @@ def tile_affine(
     )
 
 
-def tile_float8(weight: torch.Tensor, scales: torch.Tensor) -> TiledWeights | None:
+def tile_float8(
+    weight: torch.Tensor, scales: torch.Tensor, *, has_float8_inputs: bool = False
+) -> TiledWeights | None:
     """Brings numbers of float8 with scales into the layout.
 
     Args:
         weight: [out_features, in_features], float8_e4m3fn.
         scales: [out_features, num_groups], float32.
+        has_float8_inputs: whether inputs are meant to be rounded to such numbers, too.
 
     Returns:
         None: groups of this size do not fit the layout.
     """
-    form = TileForm(8, weight.shape[1] // scales.shape[1], is_float8=True)
+    group_size = weight.shape[1] // scales.shape[1]
+    form = TileForm(8, group_size, is_float8=True, has_float8_inputs=has_float8_inputs)
     if not form.fits(weight.shape[1]):
         return None
     words, _ = tile_codes(weight.view(torch.uint8), form)
