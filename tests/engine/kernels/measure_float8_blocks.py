@@ -8,6 +8,7 @@ and multiplies 8-bit floats, `rounding` is the first half of that alone, `exact`
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -35,7 +36,7 @@ def measure(name: str, sizes: list[int]) -> None:
         copies.append(weights)
     for num_inputs in sizes:
         inputs = torch.randn(num_inputs, num_columns, device="cuda", dtype=torch.bfloat16)
-        paths = {
+        paths: dict[str, list[Callable[[], object]]] = {
             "units": [partial(float8_groups_linear, inputs, one) for one in copies],
             "rounding": [partial(quantize_groups, inputs)],
             "exact": [partial(TiledMatrix(one).multiply, inputs) for one in copies],
