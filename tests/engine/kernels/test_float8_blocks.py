@@ -37,7 +37,7 @@ def in_tiles(inputs: torch.Tensor) -> torch.Tensor:
 
 
 def make_weights(num_rows: int, num_columns: int) -> TiledWeights:
-    weights = make_tiled("float8 blocks", num_rows, num_columns, DEVICE)
+    weights = make_tiled("float8 blocks and inputs", num_rows, num_columns, DEVICE)
     assert weights is not None
     return weights
 
@@ -87,7 +87,7 @@ def test_products_of_any_inputs_are_close() -> None:
 
 def test_only_8_bit_floats_in_groups_are_taken() -> None:
     assert takes_float8_groups(make_weights(32, 256))
-    for form in ("float8 channels", "int4 g128"):
+    for form in ("float8 blocks", "float8 channels and inputs", "int4 g128"):
         weights = make_tiled(form, 32, 256, DEVICE)
         assert weights is not None
         assert not takes_float8_groups(weights)

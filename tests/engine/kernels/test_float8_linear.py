@@ -74,6 +74,12 @@ def test_rows_of_zeros_stay_zeros() -> None:
     assert bool(torch.isfinite(scales).all())
 
 
+def test_what_is_no_number_stays_none() -> None:
+    inputs = torch.ones(2, 2048, device=DEVICE, dtype=torch.float16)
+    inputs[1, 1030] = torch.nan
+    assert quantize_inputs(inputs)[1].isnan().flatten().tolist() == [False, True]
+
+
 def test_only_matrices_with_a_scale_a_row_and_fitting_sizes_are_taken() -> None:
     assert takes_float8(make_weights(32, 256))
     assert not takes_float8(make_weights(24, 256))

@@ -111,8 +111,8 @@ def _multiply_groups(
 
 
 def takes_float8_groups(weights: TiledWeights) -> bool:
-    """Whether a matrix is one of 8-bit floats with a scale for each 128 features."""
-    return weights.form.is_float8 and weights.form.group_size == _GROUP_SIZE
+    """Whether inputs of a matrix are meant to be 8-bit floats, and it has a scale for each 128."""
+    return weights.form.has_float8_inputs and weights.form.group_size == _GROUP_SIZE
 
 
 def float8_groups_linear(inputs: torch.Tensor, weights: TiledWeights) -> torch.Tensor:

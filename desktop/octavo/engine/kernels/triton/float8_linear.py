@@ -16,6 +16,8 @@ from octavo.engine.kernels.triton.tiles import LANES, TiledWeights
 
 _LARGEST = 448.0
 """Of float8_e4m3fn."""
+_SMALLEST = 1e-12
+"""Taken for the largest of a row of zeros, which no scale makes anything else of."""
 _BLOCK = 1024
 _DIVISOR = 16
 """Of both sizes of a matrix: what torch asks for."""
@@ -24,8 +26,8 @@ _MIN_CAPABILITY = (8, 9)
 
 @triton.jit
 def _quantize_inputs(
-    inputs, codes, scales, num_columns, LARGEST: tl.constexpr, LANES: tl.constexpr,
-    BLOCK: tl.constexpr,
+    inputs, codes, scales, num_columns, LARGEST: tl.constexpr, SMALLEST: tl.constexpr,
+    LANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -33,8 +35,12 @@ def _quantize_inputs(
     for start in range(0, num_columns, BLOCK):
         exists = start + columns < num_columns
         values = tl.load(inputs + row * num_columns + start + columns, mask=exists, other=0.0)
-        highest = tl.maximum(highest, tl.abs(values.to(tl.float32)))
-    scale = tl.maximum(tl.max(highest, 0), 1e-12) / LARGEST
+        values = tl.abs(values.to(tl.float32))
+        highest = tl.maximum(highest, values, propagate_nan=tl.PropagateNan.ALL)
+    scale = tl.maximum(tl.max(highest, 0), SMALLEST) / LARGEST
+    # Maxima of a tensor pass over what is not a number; it must not come out as one.
+    is_number = tl.min((highest == highest).to(tl.int32), 0)
+    scale = tl.where(is_number == 1, scale, float("nan"))
     tl.store(scales + row, scale)
     # Byte 2 e + i of a tile is feature i * 32 + e.
     within = columns % (2 * LANES)
@@ -55,26 +61,45 @@ def quantize_inputs(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Returns:
         [num_inputs, in_features], float8_e4m3fn, and [num_inputs, 1], float32: their product is
-        the inputs.
+        the inputs. A row that holds something that is no number has such a scale.
     """
     num_inputs, num_columns = inputs.shape
     codes = torch.empty_like(inputs, dtype=torch.float8_e4m3fn)
     scales = inputs.new_empty(num_inputs, 1, dtype=torch.float32)
     _quantize_inputs[(num_inputs,)](
-        inputs, codes, scales, num_columns, LARGEST=_LARGEST, LANES=LANES, BLOCK=_BLOCK
+        inputs,
+        codes,
+        scales,
+        num_columns,
+        LARGEST=_LARGEST,
+        SMALLEST=_SMALLEST,
+        LANES=LANES,
+        BLOCK=_BLOCK,
     )
     return codes, scales
 
 
 @functools.cache
+def has_float8_units(device: torch.device) -> bool:
+    """Whether the card's matrix units take 8-bit floats."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
+
+
+@functools.cache
 def has_float8_products(device: torch.device) -> bool:
-    """Whether torch multiplies 8-bit floats with a scale for each row there: it is tried out."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
+    """Whether torch multiplies 8-bit floats with a scale for each row there: it is tried out.
+
+    Raises:
+        torch.OutOfMemoryError: there is no room even to try.
+    """
+    if not has_float8_units(device):
         return False
     codes = torch.zeros(_DIVISOR, 2 * _DIVISOR, dtype=torch.float8_e4m3fn, device=device)
     scales = torch.ones(_DIVISOR, 1, device=device)
     try:
         _multiply(codes, scales, codes, scales)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, NotImplementedError, ValueError):
         return False
     return True
