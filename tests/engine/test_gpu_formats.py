@@ -43,10 +43,30 @@ def test_plain_numbers_gain_nothing() -> None:
     assert not multiplies_packed(model())
 
 
-def test_sizes_that_tiles_do_not_divide_and_experts_are_unpacked() -> None:
+def test_sizes_that_tiles_do_not_divide_are_unpacked() -> None:
     types = frozenset({GGMLType.Q8_0})
     assert not multiplies_packed(model(matrix_types=types, hidden_size=576))
-    assert not multiplies_packed(model(matrix_types=types, moe=MoEConfig(8, 2, 256)))
+
+
+@pytest.mark.parametrize(
+    ("experts", "expected"),
+    [
+        (MoEConfig(8, 2, 256), True),
+        (MoEConfig(8, 2, 192), False),
+        (MoEConfig(8, 2, 256, shared_intermediate_size=384), True),
+        (MoEConfig(8, 2, 256, shared_intermediate_size=400), False),
+        (MoEConfig(8, 2, 256, has_biases=True), False),
+    ],
+)
+def test_experts_are_as_wide_as_tiles_and_without_biases(
+    experts: MoEConfig, expected: bool
+) -> None:
+    """The size of a dense feed-forward part counts only where a layer has one."""
+    types = frozenset({GGMLType.Q4_K})
+    mixture = model(matrix_types=types, moe=experts, intermediate_size=1000)
+    assert multiplies_packed(mixture) == expected
+    dense = dataclasses.replace(experts, dense_layers=frozenset({0}))
+    assert not multiplies_packed(dataclasses.replace(mixture, moe=dense))
 
 
 @pytest.mark.parametrize(

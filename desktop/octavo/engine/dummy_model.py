@@ -12,6 +12,7 @@ from octavo.engine.engine import Engine
 from octavo.engine.executors import choose_executor
 from octavo.engine.layers.embedding import Embedding
 from octavo.engine.layers.linear import Linear
+from octavo.engine.layers.moe import Experts
 from octavo.engine.load_report import LoadReport
 from octavo.engine.loading import assemble_engine
 from octavo.engine.memory import plan_memory
@@ -128,11 +129,6 @@ def load_dummy_engine(
             f"Dummy weights in {weights} are for GPUs; this is {plan.device.name}.",
             hint=f"Choose {DENSE}.",
         )
-    if dummy_format is not None and model_config.moe is not None:
-        raise InvalidInputError(
-            f"{shape_name} has experts, whose kernels multiply by 16-bit weights alone.",
-            hint=f"Choose {DENSE}.",
-        )
     model = build_model(model_config, plan)
     _randomise(model)
     if dummy_format is not None:
@@ -167,12 +163,19 @@ def _pack(model: Decoder, config: ModelConfig, dummy_format: DummyFormat) -> Non
     """Gives every layer that keeps its matrix packed a random one."""
     for name, module in model.named_modules():
         if isinstance(module, Linear | Embedding):
-            matrix = dummy_format.make(name, _shape_of(module), config, module.device)
+            matrix = dummy_format.make(name, _shape_of(module.weight), config, module.device)
             module.put("weight", 0, matrix)
+        elif isinstance(module, Experts):
+            for part in ("gate_proj", "up_proj", "down_proj"):
+                for expert, stacked in enumerate(getattr(module, part)):
+                    matrix = dummy_format.make(
+                        f"{name}.{part}", _shape_of(stacked), config, module.device
+                    )
+                    module.put(part, expert, matrix)
 
 
-def _shape_of(module: Linear | Embedding) -> tuple[int, int]:
-    num_rows, num_columns = module.weight.shape
+def _shape_of(matrix: torch.Tensor) -> tuple[int, int]:
+    num_rows, num_columns = matrix.shape
     return num_rows, num_columns
 
 

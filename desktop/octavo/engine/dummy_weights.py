@@ -16,7 +16,7 @@ from octavo.engine.quantization.packed import PackedBlocks, PackedLinear, Packed
 DENSE = "bf16"
 _GROUP_SIZE = 128
 _GROUP_BITS = 4 + 16 / _GROUP_SIZE
-_EMBEDDING, _HEAD = "embed_tokens", "lm_head"
+_EMBEDDING, _HEAD, _ROUTER = "embed_tokens", "lm_head", "gate"
 # What a format's integers come to on average, scales of blocks within blocks included.
 _SIZES: Mapping[GGMLType, tuple[float, ...]] = MappingProxyType(
     {
@@ -74,8 +74,10 @@ class DummyFormat:
         return self._describe(parts[-1], layer, config.num_layers)
 
 
-def _q4_k_m(name: str, layer: int, num_layers: int) -> GGMLType:
+def _q4_k_m(name: str, layer: int, num_layers: int) -> GGMLType | None:
     """As llama.cpp mixes types: more bits for the head, and in half of the layers for two."""
+    if name == _ROUTER:
+        return None
     eighth = num_layers // 8
     is_outer = layer < eighth or layer >= 7 * num_layers // 8 or (layer - eighth) % 3 == 2
     has_more = name == _HEAD or (name in ("v_proj", "down_proj") and is_outer)
@@ -83,8 +85,9 @@ def _q4_k_m(name: str, layer: int, num_layers: int) -> GGMLType:
 
 
 def _layers_only(kind: str) -> Callable[[str, int, int], str | None]:
-    """Embedding and head stay as they are, as quantisers of folders leave them."""
-    return lambda name, _layer, _num_layers: None if name in (_EMBEDDING, _HEAD) else kind
+    """Embedding, head and routers stay as they are, as quantisers of folders leave them."""
+    kept = _EMBEDDING, _HEAD, _ROUTER
+    return lambda name, _layer, _num_layers: None if name in kept else kind
 
 
 DUMMY_FORMATS: Mapping[str, DummyFormat] = MappingProxyType(
@@ -93,7 +96,9 @@ DUMMY_FORMATS: Mapping[str, DummyFormat] = MappingProxyType(
         "int8": DummyFormat(_layers_only("int8")),
         "fp8": DummyFormat(_layers_only("fp8")),
         "q4_k_m": DummyFormat(_q4_k_m),
-        "q8_0": DummyFormat(lambda _name, _layer, _num_layers: GGMLType.Q8_0),
+        "q8_0": DummyFormat(
+            lambda name, _layer, _num_layers: None if name == _ROUTER else GGMLType.Q8_0
+        ),
     }
 )
 """By the names that `--weight-format` takes, besides `DENSE`."""
@@ -101,7 +106,7 @@ DUMMY_FORMATS: Mapping[str, DummyFormat] = MappingProxyType(
 
 def _matrices(config: ModelConfig) -> list[tuple[str, tuple[int, int]]]:
     """All of a model's matrices, by name, with their shapes."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden = config.hidden_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     matrices = [(f"model.{_EMBEDDING}", (config.vocab_size, hidden))]
     for layer in range(config.num_layers):
@@ -111,13 +116,27 @@ def _matrices(config: ModelConfig) -> list[tuple[str, tuple[int, int]]]:
             (f"{prefix}self_attn.k_proj", (keys, hidden)),
             (f"{prefix}self_attn.v_proj", (keys, hidden)),
             (f"{prefix}self_attn.o_proj", (hidden, queries)),
-            (f"{prefix}mlp.gate_proj", (inner, hidden)),
-            (f"{prefix}mlp.up_proj", (inner, hidden)),
-            (f"{prefix}mlp.down_proj", (hidden, inner)),
         ]
+        matrices += _feed_forward(f"{prefix}mlp", config)
     if not config.tie_word_embeddings:
         matrices.append((_HEAD, (config.vocab_size, hidden)))
     return matrices
+
+
+def _feed_forward(prefix: str, config: ModelConfig) -> list[tuple[str, tuple[int, int]]]:
+    """Of one layer."""
+    hidden, inner, count = config.hidden_size, config.intermediate_size, 1
+    router = []
+    if config.moe is not None:
+        router = [(f"{prefix}.{_ROUTER}", (config.moe.num_experts, hidden))]
+        inner, count = config.moe.intermediate_size, config.moe.num_experts
+        prefix = f"{prefix}.experts"
+    matrices = [
+        (f"{prefix}.gate_proj", (inner, hidden)),
+        (f"{prefix}.up_proj", (inner, hidden)),
+        (f"{prefix}.down_proj", (hidden, inner)),
+    ]
+    return router + matrices * count
 
 
 def _bits(kind: GGMLType | str | None) -> float:

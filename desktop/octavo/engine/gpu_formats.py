@@ -36,14 +36,24 @@ _TILE_FEATURES = 128
 
 def multiplies_packed(model: ModelConfig) -> bool:
     """Whether all of a model's matrices can stay packed and be multiplied by kernels."""
-    inputs = model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim
-    if model.moe is not None or any(size % _TILE_FEATURES for size in inputs):
+    if any(size % _TILE_FEATURES for size in _input_sizes(model)):
+        return False
+    if model.moe is not None and model.moe.has_biases:
         return False
     if model.matrix_types:
         quantized = model.matrix_types - _PLAIN_TYPES
         return bool(quantized) and quantized <= MULTIPLIED_TYPES
     linear = None if model.weight_format is None else model.weight_format.default
     return linear is not None and _fits(linear)
+
+
+def _input_sizes(model: ModelConfig) -> tuple[int, ...]:
+    """Input features of the matrices that are stored packed."""
+    sizes = model.hidden_size, model.num_heads * model.head_dim
+    if model.moe is None:
+        return *sizes, model.intermediate_size
+    experts = model.moe.intermediate_size, model.moe.shared_intermediate_size
+    return *sizes, *experts, model.intermediate_size if model.moe.dense_layers else 0
 
 
 def _fits(linear: LinearFormat) -> bool:

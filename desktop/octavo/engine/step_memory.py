@@ -138,7 +138,12 @@ def unpacking_bytes(model: ModelConfig, device: Device) -> int:
         UNPACKED_SLAB_ELEMENTS if device.kind == "cpu" else UNPACKED_DEVICE_SLAB_ELEMENTS
     )
     longest_row = max(model.hidden_size, model.intermediate_size, model.num_heads * model.head_dim)
-    return max(slab_elements, longest_row) * _UNPACKING_BYTES_PER_ELEMENT
+    num_bytes = max(slab_elements, longest_row) * _UNPACKING_BYTES_PER_ELEMENT
+    if device.kind == "cpu" or model.moe is None:
+        return num_bytes
+    # Kernels unpack gates and ups of an expert together, for prompts and once in captured steps.
+    expert_elements = 2 * model.moe.intermediate_size * model.hidden_size
+    return max(num_bytes, 2 * expert_elements * BYTES_PER_ELEMENT["bfloat16"])
 
 
 def decode_graph_sizes(max_num_seqs: int) -> tuple[int, ...]:

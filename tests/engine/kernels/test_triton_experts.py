@@ -14,7 +14,7 @@ from octavo.engine.kernels.triton.moe_routing import group_picks, pick_experts  
 from octavo.engine.layers.layernorm import RMSNorm  # isort: skip
 from octavo.engine.layers.moe import MoE  # isort: skip
 from octavo.engine.model_config import ModelConfig, MoEConfig  # isort: skip
-from octavo.engine.models.gpu_experts import GpuExperts  # isort: skip
+from octavo.engine.models.gpu_experts import GpuExperts, take_experts  # isort: skip
 from octavo.engine.models.gpu_matrices import make_gpu_matrix  # isort: skip
 
 EPS = 1e-5
@@ -103,6 +103,12 @@ def make_module(config: ModelConfig, dtype: torch.dtype) -> MoE:
     return module
 
 
+def take_mixture(module: MoE, config: ModelConfig, dtype: torch.dtype) -> GpuExperts:
+    stack = take_experts(module.experts, dtype, activation=config.activation)
+    assert stack is not None
+    return GpuExperts(module, stack, config, partial(make_gpu_matrix, dtype=dtype))
+
+
 MIXTURES = {
     "mixtral": MoEConfig(8, 2, 96),
     "qwen 2": MoEConfig(9, 4, 40, renormalizes=False, shared_intermediate_size=72),
@@ -127,7 +133,7 @@ def compare(
         activation="clamped_swiglu" if is_clamped else "silu",
     )
     module = make_module(config, dtype)
-    fused = GpuExperts(module, config, partial(make_gpu_matrix, dtype=dtype))
+    fused = take_mixture(module, config, dtype)
     rows = random(num_tokens, hidden_size, dtype=dtype, seed=77)
     expected = module(rows)
     close = tolerance(dtype)
@@ -174,7 +180,7 @@ def test_tokens_that_all_want_one_expert(num_experts: int) -> None:
     module = make_module(config, torch.float32)
     assert module.gate.bias is not None
     module.gate.bias[3], module.gate.bias[1] = 50.0, 40.0
-    fused = GpuExperts(module, config, partial(make_gpu_matrix, dtype=torch.float32))
+    fused = take_mixture(module, config, torch.float32)
     rows = random(70, 48)
     torch.testing.assert_close(fused.multiply(rows), module(rows), **tolerance(torch.float32))
 
@@ -183,7 +189,7 @@ def test_tokens_that_all_want_one_expert(num_experts: int) -> None:
 def test_a_token_gets_the_same_whoever_is_beside_it() -> None:
     config = tiny_config(hidden_size=48, moe=MIXTURES["qwen 2"])
     module = make_module(config, torch.float32)
-    fused = GpuExperts(module, config, partial(make_gpu_matrix, dtype=torch.float32))
+    fused = take_mixture(module, config, torch.float32)
     rows = random(12, 48)
     turned = fused.multiply(rows.flip(0)).flip(0)
     torch.testing.assert_close(fused.multiply(rows), turned, rtol=1e-5, atol=1e-5)

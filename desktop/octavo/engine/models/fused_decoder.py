@@ -23,7 +23,7 @@ from octavo.engine.layers.mlp import GatedMLP
 from octavo.engine.layers.moe import MoE
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder, DecoderLayer
-from octavo.engine.models.gpu_experts import GpuExperts
+from octavo.engine.models.gpu_experts import GpuExperts, take_experts
 from octavo.engine.models.gpu_matrices import (
     MakeMatrix,
     ModuleMatrix,
@@ -42,7 +42,7 @@ class _Layer:
     """None: a feed-forward part of experts."""
     down: Matrix | None
     experts: GpuExperts | MoE | None
-    """As a module where its matrices are packed."""
+    """As a module where kernels do not know how its matrices are stored."""
     rule: AttentionRule
     sinks: torch.Tensor | None
     rotation: int | None
@@ -112,7 +112,7 @@ class FusedDecoder:
     def can_be_captured(self) -> bool:
         """Whether nothing in a step waits for the device or asks it anything.
 
-        Modules do: experts with packed matrices, and formats that are unpacked at each product.
+        Modules do, with formats that no kernel knows and that are unpacked at each product.
         """
         if self._head is None or any(isinstance(layer.experts, MoE) for layer in self._layers):
             return False
@@ -312,9 +312,9 @@ class FusedDecoder:
             before_mlp, after_attention = after_attention, None
         elif layer.pre_feedforward_layernorm is not None:
             before_mlp = layer.pre_feedforward_layernorm.weight
-        experts: GpuExperts | MoE | None = mlp if isinstance(mlp, MoE) else None
-        if isinstance(mlp, MoE) and not mlp.experts.packed:
-            experts = GpuExperts(mlp, config, make, overlap=self._overlap)
+        experts: GpuExperts | MoE | None = None
+        if isinstance(mlp, MoE):
+            experts = self._take_experts(mlp, make)
         return _Layer(
             qkv=make(attention.qkv),
             output=make(attention.o_proj),
@@ -331,6 +331,15 @@ class FusedDecoder:
             norm_before_mlp=before_mlp,
             norm_after_mlp=_weight(layer.post_feedforward_layernorm),
         )
+
+    def _take_experts(self, module: MoE, make: MakeMatrix) -> GpuExperts | MoE:
+        config, dtype = self._config, self._model.model.norm.weight.dtype
+        stack = take_experts(
+            module.experts, dtype, activation=config.activation, overlap=self._overlap
+        )
+        if stack is None:
+            return module
+        return GpuExperts(module, stack, config, make, overlap=self._overlap)
 
 
 def _weight(norm: nn.Module | None) -> torch.Tensor | None:

@@ -2,20 +2,17 @@
 
 import torch
 
-from octavo.engine.kernels.triton.expert_gemm import (
-    ExpertMatrices,
-    combine_picks,
-    grouped_shape,
-    multiply_grouped,
-)
-from octavo.engine.kernels.triton.expert_gemv import add_picked, multiply_picked
+from octavo.engine.kernels.triton.expert_gemm import ExpertMatrices, combine_picks
+from octavo.engine.kernels.triton.experts import DenseExperts, ExpertStack, TiledExperts
 from octavo.engine.kernels.triton.gated_activation import gated_activation
 from octavo.engine.kernels.triton.gemv import InputNorm
 from octavo.engine.kernels.triton.matrices import Matrix
-from octavo.engine.kernels.triton.moe_routing import group_picks, pick_experts
-from octavo.engine.layers.moe import MoE
+from octavo.engine.kernels.triton.moe_routing import pick_experts
+from octavo.engine.layers.moe import Experts, MoE
 from octavo.engine.model_config import ModelConfig
-from octavo.engine.models.gpu_matrices import MakeMatrix
+from octavo.engine.models.gpu_matrices import KERNEL_DTYPES, MakeMatrix
+from octavo.engine.models.tiling import tile_stack
+from octavo.engine.quantization.packed import PackedWeight
 
 
 class GpuExperts:
@@ -25,12 +22,19 @@ class GpuExperts:
     """
 
     def __init__(
-        self, module: MoE, config: ModelConfig, make: MakeMatrix, *, overlap: bool = False
+        self,
+        module: MoE,
+        experts: ExpertStack,
+        config: ModelConfig,
+        make: MakeMatrix,
+        *,
+        overlap: bool = False,
     ) -> None:
         """Takes over a module's weights without copying them.
 
         Args:
-            module: loaded, with experts in the type of the activations.
+            module: loaded.
+            experts: its experts, as `take_experts` makes them.
             config: the model's numbers.
             make: how linear layers are multiplied by.
             overlap: whether kernels may overlap with those before them.
@@ -39,10 +43,7 @@ class GpuExperts:
         self._moe = config.moe
         self._activation = config.activation
         self._overlap = overlap
-        self._gates, self._ups, self._downs = (
-            ExpertMatrices(getattr(module.experts, name), getattr(module.experts, f"{name}_bias"))
-            for name in ("gate_proj", "up_proj", "down_proj")
-        )
+        self._experts = experts
         self._router = make(module.gate)
         self._shared: tuple[Matrix, Matrix, Matrix] | None = None
         if module.shared_expert is not None and module.shared_expert_gate is not None:
@@ -67,27 +68,7 @@ class GpuExperts:
             renormalizes=moe.renormalizes,
             overlap=overlap,
         )
-        num_picks = picks.experts.numel()
-        gated_shape, shape = (
-            grouped_shape(
-                num_picks, moe.num_experts, gated=gated, dtype=rows.dtype, device=rows.device
-            )
-            for gated in (True, False)
-        )
-        groups = group_picks(picks, moe.num_experts, shape.picks, overlap=overlap)
-        activated = multiply_grouped(
-            rows,
-            self._gates,
-            groups,
-            num_picks,
-            up_matrices=self._ups,
-            activation=self._activation,
-            shape=gated_shape,
-            overlap=overlap,
-        )
-        products = multiply_grouped(
-            activated, self._downs, groups, num_picks, shape=shape, overlap=overlap
-        )
+        products = self._experts.multiply(rows, picks)
         shared = shared_logits = None
         if self._shared is not None:
             gate_up, down, gate = self._shared
@@ -119,22 +100,46 @@ class GpuExperts:
             renormalizes=moe.renormalizes,
             overlap=overlap,
         )
-        activated = multiply_picked(
-            hidden,
-            self._gates,
-            self._ups,
-            picks,
-            norm=norm,
-            activation=self._activation,
-            overlap=overlap,
+        self._experts.add_for_one(
+            hidden, norm, picks, scale, shared=shared, shared_logits=shared_logits
         )
-        add_picked(
-            activated,
-            self._downs,
-            picks,
-            hidden,
-            residual_scale=scale,
-            shared=shared,
-            shared_logits=shared_logits,
-            overlap=overlap,
-        )
+
+
+def take_experts(
+    experts: Experts, dtype: torch.dtype, *, activation: str, overlap: bool = False
+) -> ExpertStack | None:
+    """Takes over the experts of a layer: dense ones as they are, packed ones rearranged.
+
+    The module gives its packed weights up; it cannot be called afterwards.
+
+    Returns:
+        None: only the module can multiply by experts that are stored like this.
+    """
+    if experts.packed:
+        return _take_packed(experts, dtype, activation=activation, overlap=overlap)
+    matrices = (
+        ExpertMatrices(getattr(experts, name), getattr(experts, f"{name}_bias"))
+        for name in ("gate_proj", "up_proj", "down_proj")
+    )
+    return DenseExperts(*matrices, activation=activation, overlap=overlap)
+
+
+def _take_packed(
+    experts: Experts, dtype: torch.dtype, *, activation: str, overlap: bool
+) -> TiledExperts | None:
+    if dtype not in KERNEL_DTYPES or experts.down_proj_bias is not None:
+        return None
+    gates, ups, downs = (
+        [one for one in experts.packed[name] if isinstance(one, PackedWeight)]
+        for name in ("gate_proj", "up_proj", "down_proj")
+    )
+    num_experts = len(experts.down_proj)
+    if not len(gates) == len(ups) == len(downs) == num_experts:
+        return None
+    gate_ups = tile_stack([part for pair in zip(gates, ups, strict=True) for part in pair])
+    if gate_ups is None or (stacked_downs := tile_stack(downs)) is None:
+        return None
+    experts.packed.clear()
+    return TiledExperts(
+        gate_ups, stacked_downs, num_experts, activation=activation, overlap=overlap
+    )

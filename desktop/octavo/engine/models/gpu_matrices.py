@@ -23,7 +23,7 @@ from octavo.engine.quantization.packed import PLAIN_DTYPES, PackedBlocks
 MakeMatrix = Callable[[Linear | FusedLinear], Matrix]
 """How a linear layer's weights are multiplied by."""
 
-_KERNEL_DTYPES = (torch.bfloat16, torch.float16)
+KERNEL_DTYPES = (torch.bfloat16, torch.float16)
 """Of activations, where kernels multiply by packed weights."""
 
 
@@ -140,7 +140,7 @@ def make_gpu_embedding(
     """
     if module.packed is None:
         return ModuleEmbedding(module), DenseMatrix(module.weight, overlap=overlap)
-    if dtype in _KERNEL_DTYPES:
+    if dtype in KERNEL_DTYPES:
         tiled = tile_packed(module.packed)
         if len(tiled) == 1:
             module.packed = None
@@ -158,7 +158,7 @@ def _take_packed(
         # Plain numbers take no more room in the type of the activations than as they are stored.
         dense = [one.unpack(dtype) for one in packed]
         return DenseMatrix(torch.cat(dense) if len(dense) > 1 else dense[0], bias, overlap=overlap)
-    if dtype not in _KERNEL_DTYPES:
+    if dtype not in KERNEL_DTYPES:
         return None
     matrices, first = [], 0
     for weights in tile_packed(*packed):

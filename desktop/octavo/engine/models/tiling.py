@@ -1,6 +1,7 @@
 """Packed weights of checkpoints, arranged for the kernels of an NVIDIA card."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +45,20 @@ def tile_packed(*weights: PackedWeight) -> list[TiledWeights]:
             else:
                 stacks.append([slab])
     return [stack_rows(stack) for stack in stacks]
+
+
+def tile_stack(weights: Sequence[PackedWeight]) -> TiledWeights | None:
+    """Many matrices above each other, as experts are; None: they do not all fit one form."""
+    first = weights[0]
+    if isinstance(first, PackedBlocks):
+        alike = [one for one in weights if isinstance(one, PackedBlocks)]
+        if any(one.ggml_type is not first.ggml_type for one in alike):
+            return None
+        if len(alike) == len(weights):
+            # Taken apart together: each by itself would keep the device waiting for the host.
+            weights = [PackedBlocks(torch.cat([one.blocks for one in alike]), first.ggml_type)]
+    tiled = tile_packed(*weights)
+    return tiled[0] if len(tiled) == 1 else None
 
 
 def _tile_slab(weight: PackedWeight, start: int, stop: int) -> TiledWeights | None:

@@ -24,7 +24,7 @@ class ExpertMatrices:
     """One matrix of every expert, one above the other."""
 
     weight: torch.Tensor
-    """[num_experts, out_features, in_features], contiguous."""
+    """[num_experts, out_features, in_features]; each expert's is contiguous."""
     bias: torch.Tensor | None
     """[num_experts, out_features]."""
 
@@ -73,7 +73,7 @@ def _shared_bytes(device: torch.device) -> int:
     return num_bytes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_expert", "num_experts"])
 def _multiply_grouped(
     rows,
     matrices,
@@ -85,6 +85,9 @@ def _multiply_grouped(
     output,
     num_picks,
     num_features,
+    expert_stride,
+    first_expert,
+    num_experts,
     PICKS_PER_ROW: tl.constexpr,
     NUM_COLUMNS: tl.constexpr,
     PICKS: tl.constexpr,
@@ -97,8 +100,8 @@ def _multiply_grouped(
 ):
     block = tl.program_id(1)
     follow(OVERLAP)
-    expert = tl.load(block_experts + block).to(tl.int64)
-    if expert < 0:
+    expert = tl.load(block_experts + block).to(tl.int64) - first_expert
+    if (expert < 0) | (expert >= num_experts):
         return
     picked = tl.load(numbers + block * PICKS + tl.arange(0, PICKS))
     exists = picked < num_picks
@@ -109,7 +112,7 @@ def _multiply_grouped(
     row_ids = (picked // PICKS_PER_ROW).to(tl.int64)
     row_place = rows + row_ids[:, None] * NUM_COLUMNS + columns[None, :]
     first_feature = expert * num_features
-    offsets = (first_feature + features)[None, :] * NUM_COLUMNS + columns[:, None]
+    offsets = expert * expert_stride + features[None, :] * NUM_COLUMNS + columns[:, None]
     products = tl.zeros([PICKS, FEATURES], tl.float32)
     if GATED:
         up_products = tl.zeros([PICKS, FEATURES], tl.float32)
@@ -178,28 +181,34 @@ def multiply_grouped(
     up_matrices: ExpertMatrices | None = None,
     activation: str = "silu",
     shape: GroupedShape,
+    first_expert: int = 0,
+    output: torch.Tensor | None = None,
     overlap: bool = False,
 ) -> torch.Tensor:
     """Multiplies each picked row by its expert's matrix.
 
     Args:
         rows: [num_rows, in_features], contiguous: a row for each token, or one for each pick.
-        matrices: of each expert; with `up_matrices`, the gates.
+        matrices: of each expert, or of some neighbours; with `up_matrices`, the gates.
         groups: of the step's picks; its blocks are the shape's.
         num_picks: all that were picked in the step.
         up_matrices: the result is activation(gate) * up; None: the plain product.
         activation: as `layers.mlp.apply_gate` has them.
         shape: how much a program takes.
+        first_expert: whose matrix is the first.
+        output: what is filled in, but for the picks of experts without a matrix; None: a new one.
         overlap: whether the launch may overlap with the kernel before it.
 
     Returns:
         [num_picks, out_features], by the numbers of the picks.
     """
-    _, num_features, num_columns = matrices.weight.shape
+    num_experts, num_features, num_columns = matrices.weight.shape
     assert groups.block_size == shape.picks
     assert num_picks % len(rows) == 0
-    output = rows.new_empty(num_picks, num_features)
+    if output is None:
+        output = rows.new_empty(num_picks, num_features)
     ups = matrices if up_matrices is None else up_matrices
+    assert ups.weight.stride() == matrices.weight.stride()
     grid = (triton.cdiv(num_features, shape.features), len(groups.block_experts))
     _multiply_grouped[grid](
         rows,
@@ -212,6 +221,9 @@ def multiply_grouped(
         output,
         num_picks,
         num_features,
+        matrices.weight.stride(0),
+        first_expert,
+        num_experts,
         PICKS_PER_ROW=num_picks // len(rows),
         NUM_COLUMNS=num_columns,
         PICKS=shape.picks,

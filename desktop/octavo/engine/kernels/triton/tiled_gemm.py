@@ -19,7 +19,7 @@ from octavo.engine.kernels.triton.codes import part_values
 from octavo.engine.kernels.triton.tile_scales import load_scales, part_scale
 from octavo.engine.kernels.triton.tiles import PLAIN_SCALES, TiledWeights, TileForm
 
-_WHOLE = 1 << 24
+WHOLE = 1 << 24
 """As a group: all of a row, whatever its length."""
 _SERVER_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
 
@@ -69,6 +69,95 @@ def tiled_gemm_shape(num_inputs: int, weights: TiledWeights) -> TiledGemmShape:
 
 
 @triton.jit
+def tile_sums(
+    inputs, input_rows, exists, words, high, scales, shifts, factors, rows, first, last,
+    num_columns,
+    INPUTS: tl.constexpr, ROWS: tl.constexpr, BITS: tl.constexpr, PARTS: tl.constexpr,
+    GROUP: tl.constexpr, IS_WHOLE: tl.constexpr, CENTRE: tl.constexpr, SCALES: tl.constexpr,
+    HAS_SHIFTS: tl.constexpr, IS_FLOAT8: tl.constexpr, STAGES: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Some rows of a packed matrix times some inputs, over a range of tiles.
+
+    Args:
+        input_rows: [INPUTS]: which rows of the inputs.
+        exists: [INPUTS]: the others count as zeros.
+        rows: [ROWS], int64, of the matrix.
+        first: tile of a row.
+        last: the tile after the range.
+
+    Returns:
+        [ROWS, INPUTS], float32.
+    """
+    TILE: tl.constexpr = 32 * PARTS
+    num_tiles = num_columns // TILE
+    # Parts that share a scale are added up before they are scaled; those of a whole row at the end.
+    PARTS_EACH: tl.constexpr = PARTS if GROUP >= TILE else max(1, GROUP // 32)
+    LANES: tl.constexpr = min(32, GROUP)
+    dtype: tl.constexpr = inputs.dtype.element_ty
+    lanes = tl.arange(0, LANES)
+    ones = tl.full([ROWS, LANES], 1.0, dtype)
+    sums = tl.zeros([ROWS, INPUTS], tl.float32)
+    input_sums = tl.zeros([ROWS, INPUTS], tl.float32)
+    r0, r1, r2, r3, t0, t1, t2, t3 = load_scales(
+        scales, shifts, factors, rows, tl.minimum(first, num_tiles - 1), num_columns, TILE,
+        GROUP, SCALES, HAS_SHIFTS, ASM,
+    )  # fmt: skip
+    for tile in tl.range(first, last, num_stages=STAGES):
+        # A tile ahead: nothing else would hide the time that these take to come.
+        next_tile = tl.minimum(tile + 1, num_tiles - 1)
+        n0, n1, n2, n3, m0, m1, m2, m3 = load_scales(
+            scales, shifts, factors, rows, next_tile, num_columns, TILE, GROUP, SCALES,
+            HAS_SHIFTS, ASM,
+        )  # fmt: skip
+        for piece in tl.static_range(32 // LANES):
+            lane = piece * LANES + lanes
+            place = rows[:, None] * (num_tiles * 32) + tile * 32 + lane[None, :]
+            half = tl.load(words + place, eviction_policy="evict_first")
+            extra = half
+            if BITS == 6:
+                extra = tl.load(high + place, eviction_policy="evict_first").to(tl.int16)
+            elif BITS == 5:
+                high_bytes = (num_tiles + 1) // 2 * 32
+                place = rows[:, None] * high_bytes + (tile // 2) * 32 + lane[None, :]
+                extra = (tl.load(high + place).to(tl.int32) >> (tile % 2 * 4)).to(tl.int16)
+            input_place = inputs + input_rows[None, :] * num_columns + tile * TILE + lane[:, None]
+            for part in tl.static_range(PARTS):
+                values = part_values(half, extra, part, BITS, CENTRE, IS_FLOAT8, dtype, ASM)
+                x = tl.load(input_place + part * 32, mask=exists[None, :], other=0.0)
+                if IS_WHOLE:
+                    sums = tl.dot(values, x, sums)
+                    if HAS_SHIFTS:
+                        input_sums = tl.dot(ones, x, input_sums)
+                else:
+                    if part % PARTS_EACH == 0:
+                        total = tl.dot(values, x)
+                        if HAS_SHIFTS:
+                            input_total = tl.dot(ones, x)
+                    else:
+                        total = tl.dot(values, x, total)
+                        if HAS_SHIFTS:
+                            input_total = tl.dot(ones, x, input_total)
+                    if part % PARTS_EACH == PARTS_EACH - 1:
+                        scale, shift = part_scale(
+                            r0, r1, r2, r3, t0, t1, t2, t3, part, TILE, GROUP, SCALES, ASM
+                        )
+                        if SCALES == 2 and piece == 1:
+                            scale = shift
+                        sums += total * scale[:, None]
+                        if HAS_SHIFTS:
+                            sums += input_total * shift[:, None]
+        r0, r1, r2, r3 = n0, n1, n2, n3
+        t0, t1, t2, t3 = m0, m1, m2, m3
+    if IS_WHOLE:
+        sums *= tl.load(scales + rows).to(tl.float32)[:, None]
+        if HAS_SHIFTS:
+            sums += input_sums * tl.load(shifts + rows).to(tl.float32)[:, None]
+    if IS_FLOAT8:
+        sums *= 256.0
+    return sums
+
+
+@triton.jit
 def _tiled_gemm(
     inputs,
     words,
@@ -98,80 +187,19 @@ def _tiled_gemm(
     ASM: tl.constexpr,
 ):
     split = tl.program_id(1)
-    TILE: tl.constexpr = 32 * PARTS
-    num_tiles = num_columns // TILE
-    # Parts that share a scale are added up before they are scaled; those of a whole row at the end.
-    PARTS_EACH: tl.constexpr = PARTS if GROUP >= TILE else max(1, GROUP // 32)
-    LANES: tl.constexpr = min(32, GROUP)
-    dtype: tl.constexpr = inputs.dtype.element_ty
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_matrix = rows < num_rows
     safe_rows = tl.minimum(rows, num_rows - 1).to(tl.int64)
     picked = tl.program_id(2) * INPUTS + tl.arange(0, INPUTS)
-    exists = picked[None, :] < num_inputs
-    lanes = tl.arange(0, LANES)
-    ones = tl.full([ROWS, LANES], 1.0, dtype)
-    sums = tl.zeros([ROWS, INPUTS], tl.float32)
-    input_sums = tl.zeros([ROWS, INPUTS], tl.float32)
+    exists = picked < num_inputs
     first = split * tiles_each
-    last = tl.minimum(first + tiles_each, num_tiles)
-    r0, r1, r2, r3, t0, t1, t2, t3 = load_scales(
-        scales, shifts, factors, safe_rows, tl.minimum(first, num_tiles - 1), num_columns, TILE,
-        GROUP, SCALES, HAS_SHIFTS, ASM,
+    last = tl.minimum(first + tiles_each, num_columns // (32 * PARTS))
+    sums = tile_sums(
+        inputs, picked, exists, words, high, scales, shifts, factors, safe_rows, first, last,
+        num_columns, INPUTS, ROWS, BITS, PARTS, GROUP, IS_WHOLE, CENTRE, SCALES, HAS_SHIFTS,
+        IS_FLOAT8, STAGES, ASM,
     )  # fmt: skip
-    for tile in tl.range(first, last, num_stages=STAGES):
-        # A tile ahead: nothing else would hide the time that these take to come.
-        next_tile = tl.minimum(tile + 1, num_tiles - 1)
-        n0, n1, n2, n3, m0, m1, m2, m3 = load_scales(
-            scales, shifts, factors, safe_rows, next_tile, num_columns, TILE, GROUP, SCALES,
-            HAS_SHIFTS, ASM,
-        )  # fmt: skip
-        for piece in tl.static_range(32 // LANES):
-            lane = piece * LANES + lanes
-            place = safe_rows[:, None] * (num_tiles * 32) + tile * 32 + lane[None, :]
-            half = tl.load(words + place, eviction_policy="evict_first")
-            extra = half
-            if BITS == 6:
-                extra = tl.load(high + place, eviction_policy="evict_first").to(tl.int16)
-            elif BITS == 5:
-                high_bytes = (num_tiles + 1) // 2 * 32
-                place = safe_rows[:, None] * high_bytes + (tile // 2) * 32 + lane[None, :]
-                extra = (tl.load(high + place).to(tl.int32) >> (tile % 2 * 4)).to(tl.int16)
-            input_place = inputs + picked[None, :] * num_columns + tile * TILE + lane[:, None]
-            for part in tl.static_range(PARTS):
-                values = part_values(half, extra, part, BITS, CENTRE, IS_FLOAT8, dtype, ASM)
-                x = tl.load(input_place + part * 32, mask=exists, other=0.0)
-                if IS_WHOLE:
-                    sums = tl.dot(values, x, sums)
-                    if HAS_SHIFTS:
-                        input_sums = tl.dot(ones, x, input_sums)
-                else:
-                    if part % PARTS_EACH == 0:
-                        total = tl.dot(values, x)
-                        if HAS_SHIFTS:
-                            input_total = tl.dot(ones, x)
-                    else:
-                        total = tl.dot(values, x, total)
-                        if HAS_SHIFTS:
-                            input_total = tl.dot(ones, x, input_total)
-                    if part % PARTS_EACH == PARTS_EACH - 1:
-                        scale, shift = part_scale(
-                            r0, r1, r2, r3, t0, t1, t2, t3, part, TILE, GROUP, SCALES, ASM
-                        )
-                        if SCALES == 2 and piece == 1:
-                            scale = shift
-                        sums += total * scale[:, None]
-                        if HAS_SHIFTS:
-                            sums += input_total * shift[:, None]
-        r0, r1, r2, r3 = n0, n1, n2, n3
-        t0, t1, t2, t3 = m0, m1, m2, m3
-    if IS_WHOLE:
-        sums *= tl.load(scales + safe_rows).to(tl.float32)[:, None]
-        if HAS_SHIFTS:
-            sums += input_sums * tl.load(shifts + safe_rows).to(tl.float32)[:, None]
-    if IS_FLOAT8:
-        sums *= 256.0
-    written = exists & in_matrix[:, None]
+    written = exists[None, :] & in_matrix[:, None]
     if not IS_SPLIT:
         place = output + picked[None, :].to(tl.int64) * output_stride + rows[:, None]
         tl.store(place, sums.to(output.dtype.element_ty), mask=written)
@@ -204,7 +232,7 @@ def _add_parts(
 
 
 @functools.cache
-def _has_much_shared_memory(device: torch.device) -> bool:
+def has_much_shared_memory(device: torch.device) -> bool:
     """Server cards have; consumer cards end at 99 KiB a program."""
     if device.type != "cuda":
         return True
@@ -240,7 +268,7 @@ def tiled_gemm(
     num_rows = weights.out_features
     if shape is None:
         shape = tiled_gemm_shape(num_inputs, weights)
-        if num_inputs > 64 and not _has_much_shared_memory(inputs.device):
+        if num_inputs > 64 and not has_much_shared_memory(inputs.device):
             shape = dataclasses.replace(shape, stages=2)
     if inputs_each is None:
         most = 64 if num_inputs > 128 and shape.splits == 1 else 128
@@ -272,7 +300,7 @@ def tiled_gemm(
         IS_SPLIT=splits > 1,
         BITS=form.bits,
         PARTS=form.parts,
-        GROUP=_WHOLE if is_whole else form.group_size,
+        GROUP=WHOLE if is_whole else form.group_size,
         IS_WHOLE=is_whole,
         CENTRE=form.centre,
         SCALES=form.scales,

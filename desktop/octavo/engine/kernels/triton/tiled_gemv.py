@@ -27,7 +27,7 @@ from octavo.engine.kernels.triton.launch import follow, launch_options
 from octavo.engine.kernels.triton.tile_scales import load_scales, part_scale
 from octavo.engine.kernels.triton.tiles import Q4_K_SCALES, Q6_K_SCALES, TiledWeights
 
-_CELL_HALVES = 8
+CELL_HALVES = 8
 _MAX_UNROLLED = 8
 
 
@@ -168,7 +168,7 @@ def _tiled_gemv(
     sums = tl.zeros([ROWS, CELLS], tl.float32)
     if UNROLLED:
         for first in tl.static_range(0, ROW_CELLS, CELLS):
-            sums = _add_cells(
+            sums = add_cells(
                 sums, vector, words, high, scales, shifts, factors, rows, first,
                 NUM_COLUMNS, CELLS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
                 HAS_SHIFTS, IS_FLOAT8, IS_BFLOAT16, ASM, OVERLAP and first == 0,
@@ -176,7 +176,7 @@ def _tiled_gemv(
     else:
         follow(OVERLAP)
         for first in tl.range(0, ROW_CELLS, CELLS):
-            sums = _add_cells(
+            sums = add_cells(
                 sums, vector, words, high, scales, shifts, factors, rows, first,
                 NUM_COLUMNS, CELLS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
                 HAS_SHIFTS, IS_FLOAT8, IS_BFLOAT16, ASM, False,
@@ -204,7 +204,7 @@ def _tiled_gemv(
 
 
 @triton.jit
-def _add_cells(
+def add_cells(
     sums, vector, words, high, scales, shifts, factors, rows, first,
     NUM_COLUMNS: tl.constexpr, CELLS: tl.constexpr, IS_EVEN: tl.constexpr, BITS: tl.constexpr,
     PARTS: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
@@ -269,7 +269,7 @@ class TiledGemvShape:
 def tiled_gemv_shape(weights: TiledWeights, *, gated: bool) -> TiledGemvShape:
     """The measured best on Hopper for the matrices of an 8B model, by their sizes."""
     num_rows, num_columns = weights.out_features, weights.in_features
-    row_cells = num_columns // (weights.form.parts * _CELL_HALVES)
+    row_cells = num_columns // (weights.form.parts * CELL_HALVES)
     if weights.form.parts == 2:
         shape = TiledGemvShape(8 if num_rows >= 8192 else 4, 128)
     elif gated or num_rows >= 16384:
@@ -320,7 +320,7 @@ def tiled_gemv(
     if is_gated:
         num_rows //= 2
     rows_each = shape.rows // 2 if is_gated else shape.rows
-    row_cells = num_columns // (form.parts * _CELL_HALVES)
+    row_cells = num_columns // (form.parts * CELL_HALVES)
     high = weights.words if weights.high is None else weights.high.view(torch.int32)
     _tiled_gemv[(triton.cdiv(num_rows, rows_each),)](
         vector.view(torch.int32),
