@@ -12,8 +12,8 @@ from octavo.engine.kernels.triton.tiles import (
     tile_q6_k,
 )
 
-FLOAT8_INPUTS = "float8 channels and inputs", "float8 blocks and inputs"
-"""Forms that lie as others do, and whose inputs are rounded, too."""
+FLOAT8_INPUTS = "float8 channels and inputs"
+"""Lies as the form without inputs does."""
 Maker = Callable[[int, int, torch.device], TiledWeights | None]
 _SUPER_BLOCK = 256
 
@@ -81,8 +81,7 @@ MAKERS: Mapping[str, Maker] = {
     "int8 channels asymmetric": _affine(8, None, symmetric=False),
     "float8 channels": _float8(None),
     "float8 blocks": _float8(128),
-    FLOAT8_INPUTS[0]: _float8(None, has_float8_inputs=True),
-    FLOAT8_INPUTS[1]: _float8(128, has_float8_inputs=True),
+    FLOAT8_INPUTS: _float8(None, has_float8_inputs=True),
     "q4_k": _k_form(4),
     "q5_k": _k_form(5),
     "q6_k": _k_form(6),

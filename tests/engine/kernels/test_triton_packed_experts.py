@@ -31,10 +31,11 @@ DTYPES = [torch.float16, torch.bfloat16] if HAS_CARD else [torch.float16]
 SMALL = MoEConfig(5, 2, 256), 256
 SHARED = MoEConfig(3, 2, 128, renormalizes=False, shared_intermediate_size=16), 128
 LARGE = {
-    "qwen 3": (MoEConfig(128, 8, 768), 2048),
-    "qwen 2": (MoEConfig(60, 4, 1024, renormalizes=False, shared_intermediate_size=512), 1024),
-    "mixtral": (MoEConfig(8, 2, 3584), 1024),
+    "qwen 3": (MoEConfig(128, 8, 256), 1024),
+    "qwen 2": (MoEConfig(60, 4, 512, renormalizes=False, shared_intermediate_size=512), 1024),
+    "mixtral": (MoEConfig(8, 2, 1792), 1024),
 }
+"""With fewer features than the models have: the twin in float32 is large, and so are many at a time."""
 
 
 if not HAS_CARD:

@@ -80,19 +80,13 @@ def quantize_inputs(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @functools.cache
-def has_float8_units(device: torch.device) -> bool:
-    """Whether the card's matrix units take 8-bit floats."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _MIN_CAPABILITY
-
-
-@functools.cache
 def has_float8_products(device: torch.device) -> bool:
     """Whether torch multiplies 8-bit floats with a scale for each row there: it is tried out.
 
     Raises:
         torch.OutOfMemoryError: there is no room even to try.
     """
-    if not has_float8_units(device):
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
         return False
     codes = torch.zeros(_DIVISOR, 2 * _DIVISOR, dtype=torch.float8_e4m3fn, device=device)
     scales = torch.ones(_DIVISOR, 1, device=device)

@@ -6,11 +6,9 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from octavo.engine.kernels.triton.float8_blocks import float8_groups_linear, takes_float8_groups
 from octavo.engine.kernels.triton.float8_linear import (
     float8_linear,
     has_float8_products,
-    has_float8_units,
     takes_float8,
 )
 from octavo.engine.kernels.triton.gated_activation import gated_activation
@@ -107,7 +105,7 @@ class DenseMatrix:
 
 _MAX_GEMM_INPUTS, _MAX_GEMM_INPUTS_OF_MANY_SCALES = 256, 128
 """With more rows the matrix is unpacked for torch's product: it is read once, not once a tile."""
-_MAX_UNROUNDED_INPUTS, _MAX_UNROUNDED_INPUTS_OF_GROUPS = 64, 128
+_MAX_UNROUNDED_INPUTS = 64
 """With more rows inputs are rounded to 8-bit floats where they are meant to be. Fewer do not wait
 for arithmetic, and stay as they are."""
 _SLAB_ELEMENTS = 2**26
@@ -133,8 +131,7 @@ class TiledMatrix:
         if scales_are_many(weights.form):
             self._max_gemm_inputs = _MAX_GEMM_INPUTS_OF_MANY_SCALES
         device = weights.words.device
-        self._has_float8_rows = takes_float8(weights) and has_float8_products(device)
-        self._has_float8_groups = takes_float8_groups(weights) and has_float8_units(device)
+        self._multiplies_float8 = takes_float8(weights) and has_float8_products(device)
         self._overlap = overlap
 
     @property
@@ -147,7 +144,7 @@ class TiledMatrix:
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         if self._rounds(rows):
-            return self._multiply_rounded(rows)
+            return float8_linear(rows, self.weights, self._bias)
         return self.multiply_into(rows, rows.new_empty(len(rows), self.out_features))
 
     def multiply_into(self, rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
@@ -156,7 +153,7 @@ class TiledMatrix:
         if len(rows) == 1:
             tiled_gemv(rows, weights, output, bias=self._bias, overlap=self._overlap)
         elif self._rounds(rows):
-            output.copy_(self._multiply_rounded(rows))
+            output.copy_(float8_linear(rows, weights, self._bias))
         elif len(rows) <= self._max_gemm_inputs:
             tiled_gemm(rows, weights, output, bias=self._bias)
         else:
@@ -200,17 +197,9 @@ class TiledMatrix:
         return output
 
     def _rounds(self, rows: torch.Tensor) -> bool:
-        if self._has_float8_groups:
-            return len(rows) > _MAX_UNROUNDED_INPUTS_OF_GROUPS
         # Torch's product has no other type.
         is_wide = len(rows) > _MAX_UNROUNDED_INPUTS and rows.dtype is torch.bfloat16
-        return is_wide and self._has_float8_rows
-
-    def _multiply_rounded(self, rows: torch.Tensor) -> torch.Tensor:
-        if self._has_float8_rows:
-            return float8_linear(rows, self.weights, self._bias)
-        product = float8_groups_linear(rows, self.weights)
-        return product if self._bias is None else product.add_(self._bias)
+        return is_wide and self._multiplies_float8
 
     def _ordered(self, rows: torch.Tensor) -> torch.Tensor:
         order = self.weights.input_order
