@@ -29,6 +29,15 @@ def default(section: Any) -> LinearFormat:
     return linear
 
 
+FLOATS = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}
+
+
+def _with_inputs(activations: Any) -> dict[str, Any]:
+    section = compressed_config("float-quantized", **FLOATS)
+    section["config_groups"]["group_0"]["input_activations"] = activations
+    return section
+
+
 def test_models_without_a_section_are_not_quantised() -> None:
     assert read_weight_format({"quantization_config": None}, "tiny") is None
 
@@ -48,6 +57,24 @@ def test_models_without_a_section_are_not_quantised() -> None:
 )
 def test_titles(section: dict[str, Any], title: str) -> None:
     assert read(section).title == title
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, True),
+        ({"quant_method": "fbgemm_fp8"}, True),
+        (compressed_config("float-quantized", **FLOATS), False),
+        (_with_inputs({"num_bits": 8, "type": "float", "dynamic": True}), True),
+        (_with_inputs({"num_bits": 8, "type": "int", "dynamic": True}), False),
+        (_with_inputs("dynamic"), False),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, False),
+    ],
+)
+def test_whether_inputs_are_meant_to_be_8_bit_floats(
+    section: dict[str, Any], expected: bool
+) -> None:
+    assert default(section).has_float8_inputs is expected
 
 
 def test_older_key_of_compressed_tensors() -> None:

@@ -16,6 +16,8 @@ from octavo.engine.kernels.triton.tiles import (
     tile_q6_k,
 )
 
+FLOAT8_INPUTS = "float8 channels and inputs", "float8 blocks and inputs"
+"""Forms that lie as others do, and whose inputs are rounded, too."""
 Maker = Callable[[int, int, torch.device], TiledWeights | None]
 _SUPER_BLOCK = 256
 
@@ -36,14 +38,16 @@ def _affine(bits: int, group_size: int | None, *, symmetric: bool = True) -> Mak
     return make
 
 
-def _float8(group_size: int | None) -> Maker:
+def _float8(group_size: int | None, *, has_float8_inputs: bool = False) -> Maker:
     def make(num_rows: int, num_columns: int, device: torch.device) -> TiledWeights | None:
         size = num_columns if group_size is None else group_size
         if num_columns % size:
             return None
         values = torch.randn(num_rows, num_columns, device=device) * 20
         scales = torch.rand(num_rows, num_columns // size, device=device) + 0.5
-        return tile_float8(values.to(torch.float8_e4m3fn), scales * num_columns**-0.5 / 20)
+        values = values.to(torch.float8_e4m3fn)
+        scales = scales * num_columns**-0.5 / 20
+        return tile_float8(values, scales, has_float8_inputs=has_float8_inputs)
 
     return make
 
@@ -81,6 +85,8 @@ MAKERS: Mapping[str, Maker] = {
     "int8 channels asymmetric": _affine(8, None, symmetric=False),
     "float8 channels": _float8(None),
     "float8 blocks": _float8(128),
+    FLOAT8_INPUTS[0]: _float8(None, has_float8_inputs=True),
+    FLOAT8_INPUTS[1]: _float8(128, has_float8_inputs=True),
     "q4_k": _k_form(4),
     "q5_k": _k_form(5),
     "q6_k": _k_form(6),

@@ -167,10 +167,11 @@ class _Section:
     def _read_fp8(self) -> WeightFormat:
         self._refuse_unless("fmt", None, "e4m3", "float8_e4m3fn")
         block_shape = self._block_shape(self._section, "weight_block_size")
-        return WeightFormat("FP8", LinearFormat(Layout.FLOAT8, 8, block_shape=block_shape))
+        linear = LinearFormat(Layout.FLOAT8, 8, block_shape=block_shape, has_float8_inputs=True)
+        return WeightFormat("FP8", linear)
 
     def _read_fbgemm(self) -> WeightFormat:
-        return WeightFormat("FP8", LinearFormat(Layout.FLOAT8, 8))
+        return WeightFormat("FP8", LinearFormat(Layout.FLOAT8, 8, has_float8_inputs=True))
 
     def _read_mxfp4(self) -> WeightFormat:
         return WeightFormat("MXFP4", LinearFormat(Layout.MXFP4, 4, 32))
@@ -256,6 +257,8 @@ class _Section:
             block_shape,
             has_zero_points=not is_symmetric,
             is_symmetric=is_symmetric,
+            has_float8_inputs=layout is Layout.FLOAT8
+            and _is_float8(group.get("input_activations")),
         )
 
     def _bits(self, section: Mapping[str, Any], key: str, *known: int) -> int:
@@ -317,3 +320,10 @@ class _Section:
 def _bits_and_group(linear: LinearFormat) -> str:
     group_size = f" g{linear.group_size}" if linear.group_size > 0 else ""
     return f"{linear.bits}-bit{group_size}"
+
+
+def _is_float8(activations: object) -> bool:
+    """Whether the section of a group that describes its inputs says 8-bit floats."""
+    if not isinstance(activations, dict):
+        return False
+    return activations.get("type") == "float" and activations.get("num_bits") == 8

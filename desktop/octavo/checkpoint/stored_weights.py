@@ -98,7 +98,7 @@ _UNUSED = (
     "v_scale",
     "q_scale",
 )
-"""Scales for quantised activations and caches; both are computed unquantised here."""
+"""Scales for quantised activations and caches. What is quantised here has scales of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class LinearFormat:
     """Of GPTQ's first version: its zero points are stored less one."""
     is_symmetric: bool = False
     """The zero point is the middle of the range, whatever is stored."""
+    has_float8_inputs: bool = False
+    """The layer is meant to round its inputs to 8-bit floats, too."""
 
 
 @dataclass(frozen=True, slots=True)

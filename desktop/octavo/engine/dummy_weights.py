@@ -180,4 +180,5 @@ def _random_linear(kind: str, shape: tuple[int, int], device: torch.device) -> P
     assert kind == "fp8"
     floats = (torch.randn(shape, device=device) * 20).to(torch.float8_e4m3fn)
     scales = scales * num_columns**-0.5 / 20
-    return PackedLinear.whole(Float8Linear(floats, scales, None, num_columns), kind, shape)
+    stored = Float8Linear(floats, scales, None, num_columns, has_float8_inputs=True)
+    return PackedLinear.whole(stored, kind, shape)

@@ -12,7 +12,7 @@ from octavo.engine.kernels.triton.tiled_gemm import TiledGemmShape, tiled_gemm  
 from octavo.engine.kernels.triton.tiled_gemv import TiledGemvShape, tiled_gemv  # isort: skip
 from octavo.engine.kernels.triton.tiled_unpack import select_rows, unpack_rows  # isort: skip
 from octavo.engine.kernels.triton.tiles import TiledWeights  # isort: skip
-from tests.support.tiled_weights import MAKERS, make_tiled  # isort: skip
+from tests.support.tiled_weights import FLOAT8_INPUTS, MAKERS, make_tiled  # isort: skip
 
 SHAPES = cases(
     [(10, 256)],
@@ -20,7 +20,11 @@ SHAPES = cases(
 )
 FEW = ("int4 g128", "int8 channels asymmetric", "float8 blocks", "q4_k", "q5_k", "q6_k")
 """What every path of the kernels is seen with."""
-FORMS = [pytest.param(form, marks=[] if form in FEW else [pytest.mark.slow]) for form in MAKERS]
+FORMS = [
+    pytest.param(form, marks=[] if form in FEW else [pytest.mark.slow])
+    for form in MAKERS
+    if form not in FLOAT8_INPUTS
+]
 DTYPES = [torch.float16, torch.bfloat16] if HAS_CARD else [torch.float16]
 """The interpreter holds bfloat16 as raw bits."""
 

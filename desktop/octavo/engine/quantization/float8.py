@@ -22,6 +22,8 @@ class Float8Linear:
     """[out_features], int64: the block of each; None: no blocks."""
     block_columns: int
     """In features of a block."""
+    has_float8_inputs: bool = False
+    """Whether the layer is meant to round its inputs to 8-bit floats, too."""
 
     axis: ClassVar[Axis] = "out"
 
@@ -34,11 +36,13 @@ class Float8Linear:
         scale = source.companions.get("weight_scale")
         if scale is None:
             scale = source.companions["weight_scale_inv"]
+        has_float8_inputs = source.format.has_float8_inputs
         if source.format.block_shape is not None:
             rows = torch.arange(start, stop, device=main.device) // source.format.block_shape[0]
-            return cls(main, scale, rows, source.format.block_shape[1])
+            return cls(main, scale, rows, source.format.block_shape[1], has_float8_inputs)
         scale = scale.reshape(-1, 1)
-        return cls(main, scale if len(scale) == 1 else scale[start:stop], None, source.shape[1])
+        scale = scale if len(scale) == 1 else scale[start:stop]
+        return cls(main, scale, None, source.shape[1], has_float8_inputs)
 
     @property
     def row_unit(self) -> int:

@@ -6,6 +6,13 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from octavo.engine.kernels.triton.float8_blocks import float8_groups_linear, takes_float8_groups
+from octavo.engine.kernels.triton.float8_linear import (
+    float8_linear,
+    has_float8_products,
+    has_float8_units,
+    takes_float8,
+)
 from octavo.engine.kernels.triton.gated_activation import gated_activation
 from octavo.engine.kernels.triton.gemv import ADD, GATED, InputNorm, gemv
 from octavo.engine.kernels.triton.rms_norm import add_rms_norm
@@ -100,6 +107,9 @@ class DenseMatrix:
 
 _MAX_GEMM_INPUTS, _MAX_GEMM_INPUTS_OF_MANY_SCALES = 256, 128
 """With more rows the matrix is unpacked for torch's product: it is read once, not once a tile."""
+_MAX_UNROUNDED_INPUTS, _MAX_UNROUNDED_INPUTS_OF_GROUPS = 64, 128
+"""With more rows inputs are rounded to 8-bit floats where they are meant to be. Fewer do not wait
+for arithmetic, and stay as they are."""
 _SLAB_ELEMENTS = 2**26
 """Values that are unpacked for that at a time; a captured step keeps room for them."""
 _SLAB_ROWS = 256
@@ -122,6 +132,9 @@ class TiledMatrix:
         self._max_gemm_inputs = _MAX_GEMM_INPUTS
         if scales_are_many(weights.form):
             self._max_gemm_inputs = _MAX_GEMM_INPUTS_OF_MANY_SCALES
+        device = weights.words.device
+        self._has_float8_rows = takes_float8(weights) and has_float8_products(device)
+        self._has_float8_groups = takes_float8_groups(weights) and has_float8_units(device)
         self._overlap = overlap
 
     @property
@@ -133,13 +146,17 @@ class TiledMatrix:
         return self.weights.num_bytes
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        if self._rounds(rows):
+            return self._multiply_rounded(rows)
         return self.multiply_into(rows, rows.new_empty(len(rows), self.out_features))
 
     def multiply_into(self, rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """As `multiply`, into [num_rows, out_features], whose rows may lie apart."""
-        weights = self.weights
+        weights, rows = self.weights, self._ordered(rows)
         if len(rows) == 1:
             tiled_gemv(rows, weights, output, bias=self._bias, overlap=self._overlap)
+        elif self._rounds(rows):
+            output.copy_(self._multiply_rounded(rows))
         elif len(rows) <= self._max_gemm_inputs:
             tiled_gemm(rows, weights, output, bias=self._bias)
         else:
@@ -160,7 +177,7 @@ class TiledMatrix:
 
     def multiply_add(self, row: torch.Tensor, hidden: torch.Tensor, scale: float) -> None:
         tiled_gemv(
-            row,
+            self._ordered(row),
             self.weights,
             hidden,
             bias=self._bias,
@@ -172,7 +189,7 @@ class TiledMatrix:
     def multiply_gated(self, row: torch.Tensor, norm: InputNorm, activation: str) -> torch.Tensor:
         output = row.new_empty(1, self.out_features // 2)
         tiled_gemv(
-            _normed(row, norm, overlap=self._overlap),
+            self._ordered(_normed(row, norm, overlap=self._overlap)),
             self.weights,
             output,
             bias=self._bias,
@@ -181,6 +198,23 @@ class TiledMatrix:
             overlap=self._overlap,
         )
         return output
+
+    def _rounds(self, rows: torch.Tensor) -> bool:
+        if self._has_float8_groups:
+            return len(rows) > _MAX_UNROUNDED_INPUTS_OF_GROUPS
+        # Torch's product has no other type.
+        is_wide = len(rows) > _MAX_UNROUNDED_INPUTS and rows.dtype is torch.bfloat16
+        return is_wide and self._has_float8_rows
+
+    def _multiply_rounded(self, rows: torch.Tensor) -> torch.Tensor:
+        if self._has_float8_rows:
+            return float8_linear(rows, self.weights, self._bias)
+        product = float8_groups_linear(rows, self.weights)
+        return product if self._bias is None else product.add_(self._bias)
+
+    def _ordered(self, rows: torch.Tensor) -> torch.Tensor:
+        order = self.weights.input_order
+        return rows if order is None else rows.index_select(1, order)
 
 
 class StackedMatrix:

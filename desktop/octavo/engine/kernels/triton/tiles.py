@@ -48,6 +48,8 @@ class TileForm:
     has_shifts: bool = False
     is_float8: bool = False
     """Codes are numbers of float8_e4m3fn."""
+    has_float8_inputs: bool = False
+    """Inputs are meant to be rounded to such numbers, too."""
 
     @property
     def parts(self) -> int:
@@ -86,6 +88,9 @@ class TiledWeights:
     """`PLAIN_SCALES`: as `scales`; None: all are 0."""
     factors: torch.Tensor | None
     """`Q6_K_SCALES`: [out_features, num_super_blocks], float16, factors on the scales."""
+    input_order: torch.Tensor | None = None
+    """[in_features], int32: column j is for input feature `input_order[j]`; None: j. Kernels see
+    columns only; whoever calls them brings inputs into this order."""
 
     @property
     def out_features(self) -> int:
@@ -97,11 +102,11 @@ class TiledWeights:
 
     @property
     def num_bytes(self) -> int:
-        tensors = self.words, self.high, self.scales, self.shifts, self.factors
+        tensors = self.words, self.high, self.scales, self.shifts, self.factors, self.input_order
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def unpack(self) -> torch.Tensor:
-        """[out_features, in_features], float32."""
+        """[out_features, in_features], float32, in the order of the columns."""
         form, codes = self.form, self._codes()
         scales, shifts = self._scales_and_shifts()
         if form.is_float8:
@@ -223,17 +228,21 @@ def tile_affine(
     )
 
 
-def tile_float8(weight: torch.Tensor, scales: torch.Tensor) -> TiledWeights | None:
+def tile_float8(
+    weight: torch.Tensor, scales: torch.Tensor, *, has_float8_inputs: bool = False
+) -> TiledWeights | None:
     """Brings numbers of float8 with scales into the layout.
 
     Args:
         weight: [out_features, in_features], float8_e4m3fn.
         scales: [out_features, num_groups], float32.
+        has_float8_inputs: whether inputs are meant to be rounded to such numbers, too.
 
     Returns:
         None: groups of this size do not fit the layout.
     """
-    form = TileForm(8, weight.shape[1] // scales.shape[1], is_float8=True)
+    group_size = weight.shape[1] // scales.shape[1]
+    form = TileForm(8, group_size, is_float8=True, has_float8_inputs=has_float8_inputs)
     if not form.fits(weight.shape[1]):
         return None
     words, _ = tile_codes(weight.view(torch.uint8), form)
@@ -281,7 +290,7 @@ def tile_q6_k(codes: torch.Tensor, factors: torch.Tensor, scales: torch.Tensor) 
 
 
 def stack_rows(matrices: list[TiledWeights]) -> TiledWeights:
-    """Matrices of one form above each other."""
+    """Matrices of one form and order above each other."""
     first = matrices[0]
     assert all(one.form == first.form for one in matrices)
     if len(matrices) == 1:
@@ -295,6 +304,7 @@ def stack_rows(matrices: list[TiledWeights]) -> TiledWeights:
         scales,
         _stacked([one.shifts for one in matrices]),
         _stacked([one.factors for one in matrices]),
+        first.input_order,
     )
 
 
