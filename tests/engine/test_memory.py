@@ -9,8 +9,8 @@ import pytest
 from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device
 from octavo.engine.memory import MemoryPlan, plan_memory
-from octavo.engine.model_config import ModelConfig, StoredSizes
-from octavo.engine.step_memory import UNPACKED_SLAB_ELEMENTS
+from octavo.engine.model_config import ModelConfig, MoEConfig, StoredSizes
+from octavo.engine.step_memory import UNPACKED_DEVICE_SLAB_ELEMENTS, UNPACKED_SLAB_ELEMENTS
 from octavo.errors import InsufficientMemoryError
 from octavo.units import format_bytes
 from tests.support.model_shapes import LLAMA_8B, SMOLLM2_135M
@@ -227,6 +227,20 @@ def test_packed_weights_are_itemised() -> None:
     assert item(unpacked, "Weights") == LLAMA_8B.num_parameters * 2
     slab = item(packed, "Workspace") - item(unpacked, "Workspace")
     assert slab == UNPACKED_SLAB_ELEMENTS * 36
+
+
+def test_the_largest_expert_is_unpacked_for_prompts_and_in_captured_steps() -> None:
+    def workspace(experts: MoEConfig, weights: str) -> int:
+        model = dataclasses.replace(LLAMA_8B_Q4, moe=experts)
+        return item(plan(model, gpu(60), weights=weights, max_model_len=8192), "Workspace")
+
+    small, large = MoEConfig(64, 2, 1024), MoEConfig(8, 2, 16384)
+    for experts, num_bytes in (
+        (small, UNPACKED_DEVICE_SLAB_ELEMENTS * 36),
+        (large, 2 * 2 * 16384 * 4096 * 2),
+    ):
+        slab = workspace(experts, "packed") - workspace(experts, "unpacked")
+        assert slab == num_bytes
 
 
 def test_weights_are_unpacked_where_there_is_room() -> None:

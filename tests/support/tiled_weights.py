@@ -2,8 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
+import pytest
 import torch
 
+from octavo.engine.kernels.triton import experts, tiled_expert_gemv
+from octavo.engine.kernels.triton.tiled_expert_gemm import TiledGroupedShape
+from octavo.engine.kernels.triton.tiled_gemv import TiledGemvShape
 from octavo.engine.kernels.triton.tiles import (
     TiledWeights,
     tile_affine,
@@ -95,3 +99,10 @@ def make_tiled(
     """A random matrix whose products are about as large as their inputs."""
     torch.manual_seed(seed)
     return MAKERS[name](num_rows, num_columns, device)
+
+
+def take_large_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For packed experts in Triton's interpreter: its time goes by the number of programs."""
+    vector, grouped = TiledGemvShape(256, 32), TiledGroupedShape(16, 256, 4, 1)
+    monkeypatch.setattr(tiled_expert_gemv, "picked_gemv_shape", lambda *_args, **_names: vector)
+    monkeypatch.setattr(experts, "tiled_grouped_shape", lambda *_args: grouped)

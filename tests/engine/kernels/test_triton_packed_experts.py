@@ -10,17 +10,14 @@ from tests.support.triton_device import DEVICE, HAS_CARD, cases
 
 # Kernels are defined when they are imported, so what comes first decides where they run.
 from octavo.engine.kernels.triton import experts as experts_module  # isort: skip
-from octavo.engine.kernels.triton import tiled_expert_gemv  # isort: skip
 from octavo.engine.kernels.triton.experts import TiledExperts  # isort: skip
 from octavo.engine.kernels.triton.gemv import InputNorm  # isort: skip
-from octavo.engine.kernels.triton.tiled_expert_gemm import TiledGroupedShape  # isort: skip
-from octavo.engine.kernels.triton.tiled_gemv import TiledGemvShape  # isort: skip
 from octavo.engine.layers.layernorm import RMSNorm  # isort: skip
 from octavo.engine.layers.moe import MoE  # isort: skip
 from octavo.engine.model_config import MoEConfig  # isort: skip
 from octavo.engine.models.gpu_experts import GpuExperts  # isort: skip
 from octavo.engine.models.gpu_matrices import make_gpu_matrix  # isort: skip
-from tests.support.tiled_weights import MAKERS, make_tiled  # isort: skip
+from tests.support.tiled_weights import MAKERS, make_tiled, take_large_portions  # isort: skip
 
 EPS = 1e-5
 FEW = ("int4 g128", "q4_k", "q6_k")
@@ -38,18 +35,10 @@ LARGE = {
 """With fewer features than the models have: the twin in float32 is large, and so are many at a time."""
 
 
-if not HAS_CARD:
-
-    @pytest.fixture(autouse=True)
-    def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-        """The interpreter's time goes by how many programs there are, not by what they take."""
-        large = TiledGemvShape(256, 32)
-        monkeypatch.setattr(tiled_expert_gemv, "picked_gemv_shape", lambda *_args, **_: large)
-        monkeypatch.setattr(
-            experts_module,
-            "tiled_grouped_shape",
-            lambda *_args: TiledGroupedShape(16, 256, 4, 1),
-        )
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not HAS_CARD:
+        take_large_portions(monkeypatch)
 
 
 def make_mixture(

@@ -7,7 +7,8 @@ from tests.support.triton_device import DEVICE
 
 # Kernels are defined when they are imported, so what comes first decides where they run.
 from octavo.checkpoint.gguf import GGMLType  # isort: skip
-from octavo.engine.models.tiling import tile_packed  # isort: skip
+from octavo.engine.models import tiling  # isort: skip
+from octavo.engine.models.tiling import tile_packed, tile_stack  # isort: skip
 from octavo.engine.quantization.packed import PackedBlocks  # isort: skip
 from tests.support.gguf_files import random_blocks  # isort: skip
 from tests.support.packed_weights import packed_linear  # isort: skip
@@ -71,3 +72,25 @@ def test_folders_keep_their_values(kind: QuantizedKind) -> None:
 @pytest.mark.parametrize("kind", [GGMLType.IQ4_NL, GGMLType.Q2_K, GGMLType.Q3_K])
 def test_tables_and_few_bits_are_left_to_modules(kind: GGMLType) -> None:
     assert tile_packed(packed_blocks(kind)) == []
+
+
+@pytest.mark.parametrize("slab", [2**25, 2 * NUM_ROWS * NUM_COLUMNS, NUM_ROWS * NUM_COLUMNS // 3])
+def test_experts_become_one(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joined, two at a time, or each in parts."""
+    monkeypatch.setattr(tiling, "_SLAB_ELEMENTS", slab)
+    experts = [packed_blocks(GGMLType.Q4_K, seed=seed) for seed in range(5)]
+    tiled = tile_stack(experts)
+    assert tiled is not None
+    expected = torch.cat([one.unpack(torch.float32) for one in experts])
+    torch.testing.assert_close(tiled.unpack(), expected, rtol=2**-22, atol=0)
+
+
+def test_experts_that_lie_unlike_each_other_are_left_to_modules() -> None:
+    experts = [packed_blocks(kind) for kind in (GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K)]
+    assert tile_stack(experts[:2]) is not None
+    assert tile_stack(experts) is None
+    (kind,) = (one for one in KINDS if one.name == "gptq 4 bit v1 desc_act asym")
+    ordered = packed_linear(kind, 64, NUM_COLUMNS)
+    (tiled,) = tile_packed(ordered)
+    assert tiled.input_order is not None
+    assert tile_stack([ordered, ordered]) is None

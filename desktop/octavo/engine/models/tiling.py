@@ -1,7 +1,7 @@
 """Packed weights of checkpoints, arranged for the kernels of an NVIDIA card."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -48,17 +48,33 @@ def tile_packed(*weights: PackedWeight) -> list[TiledWeights]:
 
 
 def tile_stack(weights: Sequence[PackedWeight]) -> TiledWeights | None:
-    """Many matrices above each other, as experts are; None: they do not all fit one form."""
-    first = weights[0]
-    if isinstance(first, PackedBlocks):
-        alike = [one for one in weights if isinstance(one, PackedBlocks)]
-        if any(one.ggml_type is not first.ggml_type for one in alike):
+    """Many matrices of one shape above each other, as experts are.
+
+    Returns:
+        None: they do not all fit one form, or want their input features in another order.
+    """
+    stack: list[TiledWeights] = []
+    for some in _joined(weights):
+        tiled = tile_packed(some)
+        if len(tiled) != 1 or tiled[0].input_order is not None:
             return None
-        if len(alike) == len(weights):
-            # Taken apart together: each by itself would keep the device waiting for the host.
-            weights = [PackedBlocks(torch.cat([one.blocks for one in alike]), first.ggml_type)]
-    tiled = tile_packed(*weights)
-    return tiled[0] if len(tiled) == 1 else None
+        if stack and tiled[0].form != stack[0].form:
+            return None
+        stack += tiled
+    return stack_rows(stack)
+
+
+def _joined(weights: Sequence[PackedWeight]) -> Iterator[PackedWeight]:
+    """GGUF's blocks a slab at a time: each matrix by itself would keep the device waiting."""
+    num_rows, num_columns = weights[0].shape
+    count = max(1, _SLAB_ELEMENTS // (num_rows * num_columns))
+    for start in range(0, len(weights), count):
+        some = weights[start : start + count]
+        blocks = [one for one in some if isinstance(one, PackedBlocks)]
+        if len(blocks) == len(some) and len({one.ggml_type for one in blocks}) == 1:
+            yield PackedBlocks(torch.cat([one.blocks for one in blocks]), blocks[0].ggml_type)
+        else:
+            yield from some
 
 
 def _tile_slab(weight: PackedWeight, start: int, stop: int) -> TiledWeights | None:

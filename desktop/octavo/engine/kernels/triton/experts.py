@@ -147,6 +147,8 @@ class TiledExperts:
         activation: as `layers.mlp.apply_gate` has them.
         overlap: whether kernels may overlap with those before them.
         """
+        assert gate_ups.input_order is None
+        assert downs.input_order is None
         self._gate_ups, self._downs = gate_ups, downs
         self._num_experts = num_experts
         self._activation = activation
