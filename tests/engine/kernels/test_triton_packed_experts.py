@@ -32,7 +32,7 @@ LARGE = {
     "qwen 2": (MoEConfig(60, 4, 512, renormalizes=False, shared_intermediate_size=512), 1024),
     "mixtral": (MoEConfig(8, 2, 1792), 1024),
 }
-"""With fewer features than the models have: the twin in float32 is large, and so are many at a time."""
+"""With fewer features than the models have: the twin in float32 is large."""
 
 
 @pytest.fixture(autouse=True)
