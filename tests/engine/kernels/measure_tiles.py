@@ -2,9 +2,10 @@
 
     python -m tests.engine.kernels.measure_tiles --forms q4_k q6_k --inputs 1 32
     python -m tests.engine.kernels.measure_tiles --forms q4_k --inputs 1 --tune
+    python -m tests.engine.kernels.measure_tiles --forms q4_k dense --inputs 512 --unpack
 
-The matrices are those of Llama-3.1-8B. Each figure: microseconds, and the GB/s at which packed
-weights and scales are read.
+The matrices are those of Llama-3.1-8B; `dense` is cuBLAS in bfloat16. Each figure: microseconds,
+and the GB/s at which weights and scales are read, and those that are unpacked written.
 """
 
 import argparse
@@ -19,8 +20,10 @@ from functools import partial
 import torch
 
 from octavo.engine.kernels.triton.gemv import GATED, PLAIN
+from octavo.engine.kernels.triton.matrices import DenseMatrix, TiledMatrix
 from octavo.engine.kernels.triton.tiled_gemm import TiledGemmShape, tiled_gemm
 from octavo.engine.kernels.triton.tiled_gemv import TiledGemvShape, tiled_gemv
+from octavo.engine.kernels.triton.tiled_unpack import unpack_rows
 from octavo.engine.kernels.triton.tiles import TiledWeights
 from tests.support.tiled_weights import MAKERS, make_tiled
 
@@ -31,6 +34,7 @@ MATRICES = {
     "down": (4096, 14336),
     "head": (128256, 4096),
 }
+DENSE = "dense"
 _COLD_BYTES = 160 * 2**20
 """Of all copies together; more than the cache holds."""
 _WARM_UP_S = 0.06
@@ -62,13 +66,22 @@ def run(weights: TiledWeights, matrix: str, inputs: torch.Tensor, shape: Shape) 
         epilogue = GATED if matrix == "gate_up" else PLAIN
         output = inputs.new_empty(1, weights.out_features // (2 if epilogue == GATED else 1))
         tiled_gemv(inputs, weights, output, epilogue=epilogue, shape=shape, overlap=_OVERLAP)
+    elif shape is None:
+        TiledMatrix(weights).multiply(inputs)
     else:
         assert not isinstance(shape, TiledGemvShape)
         output = inputs.new_empty(len(inputs), weights.out_features)
         tiled_gemm(inputs, weights, output, shape=shape)
 
 
-def graph_us(runs: Sequence[Callable[[], None]]) -> float:
+def unpack(weights: TiledWeights) -> None:
+    """The whole matrix, as bfloat16."""
+    size = weights.out_features, weights.in_features
+    dense = torch.empty(size, dtype=torch.bfloat16, device=weights.words.device)
+    unpack_rows(weights, 0, weights.out_features, dense)
+
+
+def graph_us(runs: Sequence[Callable[[], object]]) -> float:
     """Microseconds of one run, from replays of all of them."""
     for one in runs:
         one()
@@ -135,23 +148,52 @@ def measure(form: str, matrix: str, sizes: list[int], *, tunes: bool) -> None:
             )
 
 
+def measure_unpacking(form: str, matrix: str) -> None:
+    """Prints a line."""
+    weights = make_tiled(form, *MATRICES[matrix], torch.device("cuda"))
+    if weights is None:
+        return
+    time_us = graph_us([partial(unpack, weights)] * 4)
+    num_bytes = weights.num_bytes + 2 * weights.out_features * weights.in_features
+    print(f"{form} {matrix} unpack {time_us:.2f} us {num_bytes / time_us / 1000:.0f} GB/s")
+
+
+def measure_dense(matrix: str, sizes: list[int]) -> None:
+    """Prints a line for each number of inputs."""
+    num_rows, num_columns = MATRICES[matrix]
+    num_copies = 1 + _COLD_BYTES // (2 * num_rows * num_columns)
+    copies = [
+        torch.randn(num_rows, num_columns, device="cuda", dtype=torch.bfloat16)
+        for _ in range(num_copies)
+    ]
+    for num_inputs in sizes:
+        inputs = torch.randn(num_inputs, num_columns, device="cuda", dtype=torch.bfloat16)
+        time_us = graph_us([partial(DenseMatrix(one).multiply, inputs) for one in copies])
+        rate = copies[0].nbytes / time_us / 1000
+        print(f"dense {matrix} M={num_inputs} {time_us:.2f} us {rate:.0f} GB/s", flush=True)
+
+
 def main() -> None:
     """Compiles in many processes, then measures in one."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--forms", nargs="+", default=["int4 g128", "q4_k", "q6_k"], choices=MAKERS)
+    parser.add_argument(
+        "--forms", nargs="+", default=["int4 g128", "q4_k", "q6_k"], choices=[*MAKERS, DENSE]
+    )
     parser.add_argument("--matrices", nargs="+", default=[*MATRICES][:4], choices=MATRICES)
     parser.add_argument("--inputs", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--unpack", action="store_true", help="Also without a product.")
     parser.add_argument("--plain-launches", action="store_true", help="Without overlap.")
     options = parser.parse_args()
     global _OVERLAP
     _OVERLAP = not options.plain_launches
+    forms = [form for form in options.forms if form != DENSE]
     all_cases = [
         (matrix, form, size, shape)
         for matrix in options.matrices
-        for form in options.forms
+        for form in forms
         for size in options.inputs
         for shape in portions(size, tunes=options.tune)
     ]
@@ -160,9 +202,13 @@ def main() -> None:
         processes, mp_context=torch.multiprocessing.get_context("spawn")
     ) as pool:
         list(pool.map(compile_case, all_cases))
-    for form in options.forms:
-        for matrix in options.matrices:
+    for matrix in options.matrices:
+        for form in forms:
+            if options.unpack:
+                measure_unpacking(form, matrix)
             measure(form, matrix, options.inputs, tunes=options.tune)
+        if DENSE in options.forms:
+            measure_dense(matrix, options.inputs)
 
 
 _OVERLAP = True

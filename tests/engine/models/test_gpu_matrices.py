@@ -21,7 +21,9 @@ from octavo.engine.models.gpu_matrices import (  # isort: skip
     make_gpu_matrix,
 )
 from octavo.engine.quantization.packed import PackedBlocks  # isort: skip
+from tests.support import packed_weights  # isort: skip
 from tests.support.gguf_files import random_blocks  # isort: skip
+from tests.support.quantized_folders import KINDS  # isort: skip
 
 F16 = torch.float16
 """What Triton's interpreter holds as numbers, too."""
@@ -54,6 +56,31 @@ def test_packed_weights_are_rearranged(kind: GGMLType) -> None:
     assert isinstance(matrix, TiledMatrix)
     assert linear.packed is None, "nobody else holds the stored weights"
     torch.testing.assert_close(matrix.multiply(row).float(), expected, rtol=2e-3, atol=0.05)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 300])
+@torch.inference_mode()
+def test_inputs_are_brought_into_the_order_of_the_groups(num_rows: int) -> None:
+    kind = next(one for one in KINDS if "4 bit" in one.name and "desc_act" in one.name)
+    linear = Linear(IN_FEATURES, 16, dtype=F16, device=DEVICE, keeps_packed=True)
+    linear.packed = packed_weights.packed_linear(kind, 16, IN_FEATURES)
+    matrix_in_order = linear.packed.unpack(torch.float32)
+    rows = torch.randn(num_rows, IN_FEATURES).to(DEVICE, F16)
+    matrix = make_gpu_matrix(linear, F16)
+    assert isinstance(matrix, TiledMatrix)
+    product = functional.linear(rows.float(), matrix_in_order)
+    torch.testing.assert_close(matrix.multiply(rows).float(), product, rtol=2e-3, atol=0.05)
+    if num_rows > 1:
+        return
+    hidden = torch.randn(1, 16).to(DEVICE, F16)
+    expected = hidden.float() + product
+    matrix.multiply_add(rows, hidden, 1.0)
+    torch.testing.assert_close(hidden.float(), expected, rtol=2e-3, atol=0.05)
+    norm = InputNorm(torch.rand(IN_FEATURES).to(DEVICE, F16), 1e-6)
+    normed = functional.rms_norm(rows, (IN_FEATURES,), norm.weight, norm.eps)
+    gate, up = functional.linear(normed.float(), matrix_in_order).chunk(2, dim=-1)
+    gated = matrix.multiply_gated(rows, norm, "silu")
+    torch.testing.assert_close(gated.float(), functional.silu(gate) * up, rtol=5e-3, atol=0.05)
 
 
 def fused_linear(*kinds: GGMLType) -> FusedLinear:

@@ -1,5 +1,7 @@
 """Packed weights of checkpoints, arranged for the kernels of an NVIDIA card."""
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -28,8 +30,8 @@ def tile_packed(*weights: PackedWeight) -> list[TiledWeights]:
     """Matrices above each other in the kernels' layout, exactly where their format is GGUF's.
 
     Returns:
-        From the top, neighbours that lie alike as one; empty: a format, its groups or the order of
-        its input features do not fit the layout.
+        From the top, neighbours that lie alike as one; empty: a format or its groups do not fit the
+        layout.
     """
     stacks: list[list[TiledWeights]] = []
     for weight in weights:
@@ -37,7 +39,7 @@ def tile_packed(*weights: PackedWeight) -> list[TiledWeights]:
             slab = _tile_slab(weight, start, stop)
             if slab is None:
                 return []
-            if stacks and stacks[-1][0].form == slab.form:
+            if stacks and _lie_alike(stacks[-1][0], slab):
                 stacks[-1].append(slab)
             else:
                 stacks.append([slab])
@@ -50,16 +52,27 @@ def _tile_slab(weight: PackedWeight, start: int, stop: int) -> TiledWeights | No
     if isinstance(weight, PackedLinear) and isinstance(weight.stored, Float8Linear):
         return _tile_float8(weight, start, stop)
     groups = affine_groups(weight, start, stop)
-    if groups is None or groups.input_order is not None:
+    if groups is None:
         return None
     num_columns = weight.shape[1]
     is_whole = groups.scales.shape[1] == 1
     if not is_whole and (groups.group_size == 16 or num_columns % groups.group_size):
         return None
     keeps_offsets = isinstance(weight, PackedBlocks) and weight.ggml_type in _WITH_OFFSETS
-    return tile_affine(
+    tiled = tile_affine(
         groups.codes, groups.bits, groups.scales, groups.offsets, keeps_offsets=keeps_offsets
     )
+    if tiled is None or groups.input_order is None:
+        return tiled
+    return dataclasses.replace(tiled, input_order=groups.input_order.int())
+
+
+def _lie_alike(first: TiledWeights, second: TiledWeights) -> bool:
+    if first.input_order is None or second.input_order is None:
+        has_one_order = first.input_order is second.input_order
+    else:
+        has_one_order = torch.equal(first.input_order, second.input_order)
+    return first.form == second.form and has_one_order
 
 
 def _tile_super_blocks(rows: Tensor, ggml_type: GGMLType) -> TiledWeights | None:

@@ -110,9 +110,12 @@ def test_a_forced_tier_takes_the_better_instructions_away(monkeypatch: pytest.Mo
         assert simd_tier.select_tier(tier) is tier
         assert simd_tier.compiled_tier() is tier
         assert "-avx512vnni" in os.environ[simd_tier.CPU_FEATURES].split(",")
+    # A child process inherits the lower tier, and may be asked for the best.
+    assert simd_tier.select_tier() is Tier.AVX512VNNI
+    assert simd_tier.compiled_tier() is Tier.AVX512VNNI
     monkeypatch.setattr(sys, "modules", {"numba": None})
     with pytest.raises(InvalidSettingsError, match="is in use already"):
-        simd_tier.select_tier(Tier.AVX512VNNI)
+        simd_tier.select_tier(Tier.AVX2)
 
 
 def test_no_numba_is_loaded_to_choose_a_tier() -> None:

@@ -47,7 +47,7 @@ _ABOVE: dict[Tier, tuple[str, ...]] = {
     Tier.AVXVNNI: ("avx512", "avx10", "amx", "evex"),
     Tier.AVX2: ("avx512", "avx10", "amx", "evex", "avxvnni", "avxifma", "avxneconvert"),
 }
-"""Beginnings of the features that a lower tier does without."""
+"""Beginnings of the features that a tier does without where the processor has a better one."""
 
 
 def tier_of(features: frozenset[str]) -> Tier:
@@ -96,7 +96,7 @@ def select_tier(wanted: str = "auto") -> Tier:
         raise InvalidSettingsError(
             f"The CPU tier {compiled_tier()} is in use already.", hint="Start Octavo again."
         )
-    above = _ABOVE[tier]
+    above = _ABOVE.get(tier, ())
     # Numba keys its cache by these two, so the tiers never mix on disk.
     os.environ[CPU_NAME] = llvm.get_host_cpu_name()
     os.environ[CPU_FEATURES] = ",".join(

@@ -100,8 +100,10 @@ class DenseMatrix:
 
 _MAX_GEMM_INPUTS, _MAX_GEMM_INPUTS_OF_MANY_SCALES = 256, 128
 """With more rows the matrix is unpacked for torch's product: it is read once, not once a tile."""
-_SLAB_ELEMENTS = 2**25
+_SLAB_ELEMENTS = 2**26
 """Values that are unpacked for that at a time; a captured step keeps room for them."""
+_SLAB_ROWS = 256
+"""Slabs are whole multiples of this, as the tiles of torch's product are."""
 
 
 class TiledMatrix:
@@ -135,19 +137,22 @@ class TiledMatrix:
 
     def multiply_into(self, rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """As `multiply`, into [num_rows, out_features], whose rows may lie apart."""
-        weights = self.weights
+        weights, rows = self.weights, self._ordered(rows)
         if len(rows) == 1:
             tiled_gemv(rows, weights, output, bias=self._bias, overlap=self._overlap)
         elif len(rows) <= self._max_gemm_inputs:
             tiled_gemm(rows, weights, output, bias=self._bias)
         else:
-            step = max(1, _SLAB_ELEMENTS // weights.in_features)
+            step = max(1, _SLAB_ELEMENTS // weights.in_features // _SLAB_ROWS) * _SLAB_ROWS
             for start in range(0, weights.out_features, step):
                 stop = min(start + step, weights.out_features)
                 dense = rows.new_empty(stop - start, weights.in_features)
                 unpack_rows(weights, start, stop, dense)
-                bias = None if self._bias is None else self._bias[start:stop]
-                output[:, start:stop] = functional.linear(rows, dense, bias)
+                columns = output[:, start:stop]
+                if self._bias is None:
+                    torch.mm(rows, dense.T, out=columns)
+                else:
+                    torch.addmm(self._bias[start:stop], rows, dense.T, out=columns)
         return output
 
     def multiply_normed(self, row: torch.Tensor, norm: InputNorm) -> torch.Tensor:
@@ -155,7 +160,7 @@ class TiledMatrix:
 
     def multiply_add(self, row: torch.Tensor, hidden: torch.Tensor, scale: float) -> None:
         tiled_gemv(
-            row,
+            self._ordered(row),
             self.weights,
             hidden,
             bias=self._bias,
@@ -167,7 +172,7 @@ class TiledMatrix:
     def multiply_gated(self, row: torch.Tensor, norm: InputNorm, activation: str) -> torch.Tensor:
         output = row.new_empty(1, self.out_features // 2)
         tiled_gemv(
-            _normed(row, norm, overlap=self._overlap),
+            self._ordered(_normed(row, norm, overlap=self._overlap)),
             self.weights,
             output,
             bias=self._bias,
@@ -176,6 +181,10 @@ class TiledMatrix:
             overlap=self._overlap,
         )
         return output
+
+    def _ordered(self, rows: torch.Tensor) -> torch.Tensor:
+        order = self.weights.input_order
+        return rows if order is None else rows.index_select(1, order)
 
 
 class StackedMatrix:

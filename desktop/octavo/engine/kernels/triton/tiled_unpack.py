@@ -12,7 +12,8 @@ from octavo.engine.kernels.triton.launch import follow, launch_options
 from octavo.engine.kernels.triton.tile_scales import load_scales, part_scale
 from octavo.engine.kernels.triton.tiles import TiledWeights
 
-_ROWS = 16
+_ROWS, _TILES = 8, 8
+"""What a program takes; tiles of a row lie beside each other."""
 
 
 @triton.jit
@@ -29,6 +30,7 @@ def _unpack(
     multiplier,
     NUM_COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
+    TILES: tl.constexpr,
     BITS: tl.constexpr,
     PARTS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -44,15 +46,17 @@ def _unpack(
     TILE: tl.constexpr = 32 * PARTS
     NUM_TILES: tl.constexpr = NUM_COLUMNS // TILE
     WIDTH: tl.constexpr = 8 if BITS == 8 else 4
-    places = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    exists = (places < num_rows)[:, None]
-    tile = tl.program_id(1)
+    pairs = tl.arange(0, ROWS * TILES)[:, None]
+    places = tl.program_id(0) * ROWS + pairs // TILES
+    tile = tl.program_id(1) * TILES + pairs % TILES
+    exists = (places < num_rows) & (tile < NUM_TILES)
     follow(OVERLAP)
     safe_places = tl.minimum(places, num_rows - 1)
+    tile = tl.minimum(tile, NUM_TILES - 1)
     if HAS_INDICES:
-        rows = tl.load(indices + safe_places).to(tl.int64)[:, None]
+        rows = tl.load(indices + safe_places).to(tl.int64)
     else:
-        rows = (first_row + safe_places).to(tl.int64)[:, None]
+        rows = (first_row + safe_places).to(tl.int64)
     lanes = tl.arange(0, 32)[None, :]
     half = tl.load(words + rows * (NUM_TILES * 32) + tile * 32 + lanes).to(tl.int32)
     if BITS == 6:
@@ -81,7 +85,7 @@ def _unpack(
         values = values.to(output.dtype.element_ty)
         if HAS_MULTIPLIER:
             values = (values.to(tl.float32) * multiplier).to(output.dtype.element_ty)
-        place = output + places.to(tl.int64)[:, None] * NUM_COLUMNS
+        place = output + places.to(tl.int64) * NUM_COLUMNS
         tl.store(place + tile * TILE + part * 32 + lanes, values, mask=exists)
 
 
@@ -122,7 +126,8 @@ def _launch(
 ) -> torch.Tensor:
     form, num_columns = weights.form, weights.in_features
     rows_each = 1 if num_rows < _ROWS else _ROWS
-    _unpack[(triton.cdiv(num_rows, rows_each), num_columns // form.tile_size)](
+    num_tiles = num_columns // form.tile_size
+    _unpack[(triton.cdiv(num_rows, rows_each), triton.cdiv(num_tiles, _TILES))](
         weights.words.view(torch.int16),
         weights.words if weights.high is None else weights.high,
         weights.scales,
@@ -135,6 +140,7 @@ def _launch(
         1.0 if multiplier is None else multiplier,
         NUM_COLUMNS=num_columns,
         ROWS=rows_each,
+        TILES=_TILES,
         BITS=form.bits,
         PARTS=form.parts,
         GROUP=form.group_size,

@@ -86,6 +86,9 @@ class TiledWeights:
     """`PLAIN_SCALES`: as `scales`; None: all are 0."""
     factors: torch.Tensor | None
     """`Q6_K_SCALES`: [out_features, num_super_blocks], float16, factors on the scales."""
+    input_order: torch.Tensor | None = None
+    """[in_features], int32: column j is for input feature `input_order[j]`; None: j. Kernels see
+    columns only; whoever calls them brings inputs into this order."""
 
     @property
     def out_features(self) -> int:
@@ -97,11 +100,11 @@ class TiledWeights:
 
     @property
     def num_bytes(self) -> int:
-        tensors = self.words, self.high, self.scales, self.shifts, self.factors
+        tensors = self.words, self.high, self.scales, self.shifts, self.factors, self.input_order
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def unpack(self) -> torch.Tensor:
-        """[out_features, in_features], float32."""
+        """[out_features, in_features], float32, in the order of the columns."""
         form, codes = self.form, self._codes()
         scales, shifts = self._scales_and_shifts()
         if form.is_float8:
@@ -281,7 +284,7 @@ def tile_q6_k(codes: torch.Tensor, factors: torch.Tensor, scales: torch.Tensor) 
 
 
 def stack_rows(matrices: list[TiledWeights]) -> TiledWeights:
-    """Matrices of one form above each other."""
+    """Matrices of one form and order above each other."""
     first = matrices[0]
     assert all(one.form == first.form for one in matrices)
     if len(matrices) == 1:
@@ -295,6 +298,7 @@ def stack_rows(matrices: list[TiledWeights]) -> TiledWeights:
         scales,
         _stacked([one.shifts for one in matrices]),
         _stacked([one.factors for one in matrices]),
+        first.input_order,
     )
 
 
