@@ -116,6 +116,8 @@ async def take_pictures(app: QApplication, folder: Path, model: Path | None) -> 
     window.show()
     print("Loading the model")
     await core.host.load(core.library.find("starter"))
+    # Its kernels are compiled beside the first answers, which are slow until then.
+    await until(lambda: core.host.state.progress is None)
     await hold_conversations(window)
     for mode in MODES:
         appearance = dataclasses.replace(core.settings.value.appearance, theme=mode)

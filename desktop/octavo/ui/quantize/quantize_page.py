@@ -138,6 +138,7 @@ class QuantizePage(ScrolledPage):
         card.body.addWidget(title)
         card.body.addWidget(self.picker)
         self.source_note = label("", "caption", wrap=True)
+        self.source_note.hide()
         card.body.addWidget(self.source_note)
         card.body.addSpacing(SPACE_WITHIN)
         card.body.addWidget(label("Method", "strong"))
