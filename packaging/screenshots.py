@@ -30,6 +30,7 @@ from octavo.ui.chat.conversation_list import ConversationList
 from octavo.ui.event_loop import OctavoLoop
 from octavo.ui.main_window import MainWindow
 from octavo.ui.pages import CHAT, MODELS, MONITOR, QUANTIZE, SERVER, SETTINGS
+from octavo.ui.quantize.quantize_page import QuantizePage
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController, ThemeMode
 
@@ -116,6 +117,8 @@ async def take_pictures(app: QApplication, folder: Path, model: Path | None) -> 
     window.show()
     print("Loading the model")
     await core.host.load(core.library.find("starter"))
+    # Its kernels are compiled beside the first answers, which are slow until then.
+    await until(lambda: is_at_speed(core))
     await hold_conversations(window)
     for mode in MODES:
         appearance = dataclasses.replace(core.settings.value.appearance, theme=mode)
@@ -123,7 +126,9 @@ async def take_pictures(app: QApplication, folder: Path, model: Path | None) -> 
         themes.set_mode(mode)
         window.resize(*WIDE)
         for page in (MODELS, QUANTIZE, MONITOR, SERVER, SETTINGS, CHAT):
-            window.show_page(page)
+            shown = window.page(page)
+            if isinstance(shown, QuantizePage):
+                await until(shown.start_button.isEnabled)
             await asyncio.sleep(WATCHED_S if page == MONITOR else SETTLE_S)
             save(window, folder / f"{page}-{mode}.png")
         window.resize(*NARROW)
@@ -149,6 +154,12 @@ def provide_model(core: Core, model: Path | None) -> None:
 
     # Checks a file that is there against its digest, and fetches one that is not.
     pull(core.starter, core.models_dir, core.paths.cache_dir, JobControl(report))
+
+
+def is_at_speed(core: Core) -> bool:
+    """Whether the model computes as it will from now on."""
+    report = core.host.state.report
+    return report is not None and not report.is_temporary
 
 
 async def hold_conversations(window: MainWindow) -> None:

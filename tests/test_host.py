@@ -69,7 +69,10 @@ async def test_load_chat_unload(host: ModelHost, tiny: LibraryModel, tmp_path: P
     assert report.plan.num_kv_blocks == 40
     assert "unpacked to float32" in report.weights_note
     assert host.context_limit_tokens == 256
-    assert [record.model for record in running_models(tmp_path / "run")] == ["tiny"]
+    (record,) = running_models(tmp_path / "run")
+    sizes = {item.name: item.num_bytes for item in report.plan.items}
+    assert record.model == "tiny"
+    assert record.memory_bytes == report.plan.total_bytes - sizes["Reserve"]
     assert await answer(host) == await answer(host)
     assert host.stats.num_running == 0
     assert host.stats.prefix_hit_tokens > 0

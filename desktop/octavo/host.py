@@ -19,7 +19,7 @@ from octavo.engine.config import EngineConfig
 from octavo.engine.device import Device, choose_device, detect_devices
 from octavo.engine.freed_memory import return_freed_memory
 from octavo.engine.load_report import LoadReport
-from octavo.engine.memory import MemoryPlan
+from octavo.engine.memory import RESERVE, MemoryPlan
 from octavo.engine.planning import plan_load
 from octavo.engine.request import EngineStats, GenerationDelta, GenerationRequest
 from octavo.engine.sampling_params import SamplingParams
@@ -200,7 +200,10 @@ class ModelHost:
                 self._set_state(HostState(HostStatus.FAILED, model, error=error))
                 raise
             report = self._loaded.report
-            self._running.add(model.name, report.plan.device.name, report.plan.total_bytes)
+            plan = report.plan
+            # The reserve is left to other programs, not taken.
+            taken = sum(item.num_bytes for item in plan.items if item.name != RESERVE)
+            self._running.add(model.name, plan.device.name, taken)
             self._set_state(HostState(HostStatus.READY, model, report=report))
 
     async def unload(self) -> None:

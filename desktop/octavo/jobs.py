@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from octavo.errors import OctavoError
+from octavo.units import BYTES
 
 
 class JobCancelled(OctavoError):  # noqa: N818  (nothing is wrong)
@@ -16,11 +17,13 @@ class JobCancelled(OctavoError):  # noqa: N818  (nothing is wrong)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the work is. `total` is None while it is unknown; the unit is bytes or items."""
+    """How far the work is. `total` is None while it is unknown."""
 
     stage: str
     done: int = 0
     total: int | None = None
+    unit: str = BYTES
+    """What is counted: bytes, or things by the plural of their name, such as "kernels"."""
 
     @property
     def fraction(self) -> float | None:

@@ -1,5 +1,7 @@
 """Numbers as people read them: bytes, tokens, seconds."""
 
+BYTES = "bytes"
+
 
 def format_bytes(num_bytes: float) -> str:
     """Binary units with three figures: `98.4 MB` is written `93.8 MiB`, as memory is counted."""
@@ -9,6 +11,19 @@ def format_bytes(num_bytes: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def format_amount(done: int, total: int | None, unit: str = BYTES) -> str:
+    """`12.0 MiB of 93.8 MiB`, `3 of 11 kernels`; what is done alone without a total.
+
+    Args:
+        unit: `BYTES`, or the plural of what is counted.
+    """
+    if unit == BYTES:
+        whole = "" if total is None else f" of {format_bytes(total)}"
+        return f"{format_bytes(done)}{whole}"
+    whole = "" if total is None else f" of {total:,}"
+    return f"{done:,}{whole} {unit}"
 
 
 def format_count(value: float) -> str:

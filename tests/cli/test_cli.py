@@ -143,6 +143,13 @@ def test_run_converses(cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "A new conversation." in outcome.err
 
 
+def test_run_says_how_to_give_a_prompt_of_one_word(cli: Cli, tiny: Path) -> None:
+    outcome = cli("run", "Hi!")
+    assert outcome.status == 1
+    assert "No model named 'Hi!'" in outcome.err
+    assert "`octavo run starter 'Hi!'`" in outcome.err
+
+
 def test_run_refuses_bad_sampling_before_loading(cli: Cli, tiny: Path) -> None:
     outcome = cli("run", "tiny", "Hello", "--top-p", "3")
     assert outcome.status == 1

@@ -58,6 +58,8 @@ def test_evaluate_against(cli: Cli, wide: Path, tmp_path: Path) -> None:
     numbers = json.loads(outcome.out)
     assert (numbers["kl_divergence"], numbers["top1_agreement"]) == (0.0, 1.0)
     assert numbers["text_name"] == "notes.txt"
+    outcome = cli("evaluate", "wide", "--against", wide, "--text", text)
+    assert "Divergence from wide: 0.00000 nats" in outcome.out
 
 
 def test_unknown_method_lists_the_known(cli: Cli, wide: Path) -> None:

@@ -212,6 +212,14 @@ def test_the_starter_is_found_by_its_file_and_size(folder: Path, tiny: bytes) ->
     assert library.find("starter").title == STARTER.title
 
 
+def test_what_was_made_of_the_starter_is_called_like_it(folder: Path, tiny: bytes) -> None:
+    starter = replace(STARTER, header_title="Tiny Llama")
+    (folder / "made-of-it.gguf").write_bytes(tiny)
+    assert ModelLibrary(lambda: [folder]).find("made-of-it").title == "Tiny Llama"
+    library = ModelLibrary(lambda: [folder], starter=starter)
+    assert library.find("made-of-it").title == STARTER.title
+
+
 def test_remove_frees_the_file_and_tells(library: ModelLibrary, folder: Path, tiny: bytes) -> None:
     path = put(folder / "tiny.gguf", tiny)
     told: list[None] = []

@@ -86,6 +86,8 @@ async def test_report_says_what_it_cost(source: Path, tmp_path: Path) -> None:
     assert read_report(recipe.output) == report
     stages = list(dict.fromkeys(progress.stage for progress in seen))
     assert [stages[0], stages[-1]] == ["Quantising", "Reading with the result"]
+    assert [seen[0].unit, seen[-1].unit] == ["bytes", "tokens"]
+    assert seen[-1].done == seen[-1].total
     assert not children()
     # Of another file under this name the report says nothing.
     recipe.output.write_bytes(b"something else")

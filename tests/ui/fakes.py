@@ -342,6 +342,8 @@ class FakeCore:
 class FakeChatPage(QLineEdit):
     """Stands in for the chat page where only the window around it is tested."""
 
+    models_asked = Signal()
+
     def __init__(self, core: Core) -> None:
         super().__init__()
         self.shown: list[int] = []

@@ -1,5 +1,6 @@
 """The window: pages, rail, shortcuts, and asking to be closed."""
 
+import dataclasses
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,6 +10,7 @@ from PySide6.QtWidgets import QApplication, QLabel
 
 from octavo.errors import StorageError
 from octavo.host import HostState, HostStatus
+from octavo.jobs import Progress
 from octavo.ui import main_window
 from octavo.ui.main_window import MainWindow
 from octavo.ui.pages import CHAT, MODELS, MONITOR, QUANTIZE, SERVER, SETTINGS
@@ -73,6 +75,12 @@ async def test_chat_comes_first_and_other_pages_are_made_when_needed(shown: Main
 async def test_shortcuts_reach_the_pages(shown: MainWindow, key: Qt.Key, page: str) -> None:
     QTest.keyClick(shown, key, CTRL)
     assert shown.current_page == page
+    await end_tasks()
+
+
+async def test_the_chat_page_leads_to_the_models(shown: MainWindow) -> None:
+    shown.chat_page.models_asked.emit()
+    assert shown.current_page == MODELS
     await end_tasks()
 
 
@@ -168,5 +176,9 @@ async def test_status_names_model_device_and_state(core: FakeCore) -> None:
     assert describe_host(HostState()) == ("No model loaded", "Choose one under Models", "soft")
     core.host.set_ready(model)
     assert describe_host(core.host.state) == ("SmolLM2 135M Instruct · CPU", "Ready", "good")
+    loading = HostState(HostStatus.LOADING, model, Progress("Loading weights", 1, 4))
+    assert describe_host(loading)[1:] == ("25 % · Loading weights", "soft")
+    compiling = dataclasses.replace(core.host.state, progress=Progress("Compiling", 3, 11))
+    assert describe_host(compiling)[1:] == ("Compiling kernels, 3 of 11", "soft")
     failed = HostState(HostStatus.FAILED, model, error=StorageError("Gone."))
     assert describe_host(failed)[1:] == ("Could not be loaded", "bad")

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import shlex
 import signal
 import sys
 from collections.abc import AsyncGenerator
@@ -62,10 +63,11 @@ def _model_and_prompt(core: Core, first: str | None, second: str | None) -> tupl
         return first, second
     try:
         core.library.find(first)
-    except ModelNotFoundError:
+    except ModelNotFoundError as error:
         if any(character.isspace() for character in first):
             return STARTER, first
-        raise
+        say = f"To say it to the starter model: `octavo run {STARTER} {shlex.quote(first)}`."
+        raise ModelNotFoundError(error.message, hint=f"{error.hint} {say}".strip()) from error
     return first, None
 
 

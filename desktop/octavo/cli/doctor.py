@@ -120,13 +120,14 @@ def _examine_kernels(findings: Findings, paths: AppPaths, core: Core) -> None:
 
     settings = core.settings.value.engine
     tier = compiled_tier()
+    num_kept = core.tile_store.num_models()
     findings.sections["CPU kernels"] = {
         "vectors": "none that they know: torch computes" if tier is Tier.NONE else str(tier),
         "threads": str(settings.cpu_threads or default_cpu_threads()),
         "switched": "off" if settings.cpu_kernels == "off" else "on",
         "compiled": str(paths.kernels_dir),
         "weights kept for loads": f"{format_bytes(core.tile_store.num_bytes())} of"
-        f" {core.tile_store.num_models()} models in {paths.tiles_dir}",
+        f" {num_kept} model{'' if num_kept == 1 else 's'} in {paths.tiles_dir}",
     }
 
 

@@ -33,8 +33,9 @@ def evaluate_verb(options: argparse.Namespace, paths: AppPaths) -> int:
     if other is not None and evaluation.against_perplexity is not None:
         rows.insert(0, (other.name, f"{evaluation.against_perplexity:.4f}"))
     print_table(("MODEL", "PERPLEXITY"), rows)
-    if evaluation.kl_divergence is not None and evaluation.top1_agreement is not None:
-        print(comparison_sentence(evaluation.kl_divergence, evaluation.top1_agreement))
+    far, agreement = evaluation.kl_divergence, evaluation.top1_agreement
+    if other is not None and far is not None and agreement is not None:
+        print(comparison_sentence(far, agreement, other.name))
     print(
         f"Measured in {evaluation.dtype} on {evaluation.num_tokens:,} tokens of"
         f" {evaluation.text_name}."

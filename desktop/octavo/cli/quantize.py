@@ -64,9 +64,11 @@ def _print_report(report: QuantizeReport, model: LibraryModel, output: Path) -> 
     print(f"Written in {format_seconds(report.seconds)}: {output}")
 
 
-def comparison_sentence(kl_divergence: float, top1_agreement: float) -> str:
-    """How far two models are apart, in a sentence."""
+def comparison_sentence(
+    kl_divergence: float, top1_agreement: float, other: str = "the original"
+) -> str:
+    """How far a model is from another, in a sentence."""
     return (
-        f"Divergence from the original: {kl_divergence:.5f} nats a token;"
+        f"Divergence from {other}: {kl_divergence:.5f} nats a token;"
         f" the same likeliest token in {top1_agreement:.2%} of places."
     )

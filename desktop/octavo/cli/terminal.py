@@ -13,7 +13,7 @@ from octavo.hub.library import LibraryModel
 from octavo.hub.starter import pull
 from octavo.jobs import JobControl, Progress
 from octavo.paths import AppPaths
-from octavo.units import format_bytes
+from octavo.units import format_amount, format_bytes
 
 BAR_WIDTH = 28
 STARTER = "starter"
@@ -49,7 +49,7 @@ class ProgressLine:
         if progress.fraction is not None and progress.total is not None:
             filled = round(progress.fraction * BAR_WIDTH)
             bar = "━" * filled + "─" * (BAR_WIDTH - filled)
-            of = f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
+            of = format_amount(progress.done, progress.total, progress.unit)
             text = f"{text}  {bar} {progress.fraction:4.0%}  {of}"
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 

@@ -25,6 +25,9 @@ class CatalogEntry:
     download_bytes: int
     """Size of the wheel."""
     download_sha256: str
+    header_title: str = ""
+    """What the file calls itself where that is no name for people; copies of it, and what was
+    made of it, say the same."""
 
 
 def load_catalog(resources: Path) -> dict[str, CatalogEntry]:

@@ -7,6 +7,7 @@ no model files: it cannot resume a download that another process began; `downloa
 import contextlib
 import importlib
 import os
+import re
 import types
 import urllib.parse
 import urllib.request
@@ -37,6 +38,7 @@ SORTS = {
 }
 """Orders of a search, and what the hub calls them."""
 KINDS = (GGUF, SAFETENSORS, "any")
+_ERRNO = re.compile(r"\[Errno -?\d+\] ?")
 
 _TIMEOUT_S = 20.0
 _EXPANDED = ("downloads", "likes", "gated", "gguf", "safetensors", "tags", "lastModified")
@@ -215,7 +217,7 @@ class HuggingFace:
             return self._status_error(error)
         if isinstance(error, OSError | _http_error_class()):
             return DownloadError(
-                f"{self.endpoint} cannot be reached: {str(error) or type(error).__name__}.",
+                f"{self.endpoint} cannot be reached: {_reason(error)}.",
                 hint="Check the network. A proxy goes into the settings or $HTTPS_PROXY, a mirror "
                 "into the settings, $HF_ENDPOINT or --endpoint.",
             )
@@ -345,3 +347,8 @@ def _as_file(sibling: Mapping[str, Any]) -> HubFile:
 def _tagged_license(item: Mapping[str, Any]) -> str:
     tags = [str(tag) for tag in item.get("tags") or ()]
     return next((tag.partition(":")[2] for tag in tags if tag.startswith("license:")), "")
+
+
+def _reason(error: Exception) -> str:
+    """The system's words for it, without the number that only programs know."""
+    return _ERRNO.sub("", str(error)).rstrip(".") or type(error).__name__

@@ -223,7 +223,7 @@ class ModelLibrary:
         self._known[key] = model = dataclasses.replace(
             model,
             # A snapshot's folder is called by its commit, which is no title.
-            title=model.title if is_starter or is_snapshot else header.title or model.title,
+            title=model.title if is_starter or is_snapshot else self._title(header, model.title),
             architecture=header.architecture,
             quantization=header.quantization,
             num_parameters=header.num_parameters,
@@ -232,6 +232,13 @@ class ModelLibrary:
             problem=problem,
         )
         return model
+
+    def _title(self, header: CheckpointHeader, file_title: str) -> str:
+        """What the header says; of copies of the starter, and what was made of it, its own."""
+        starter = self._starter
+        if starter is not None and header.title and header.title == starter.header_title:
+            return starter.title
+        return header.title or file_title
 
     def _find_starter(self, models: Sequence[LibraryModel], starter: CatalogEntry) -> LibraryModel:
         for model in models:

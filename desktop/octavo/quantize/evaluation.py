@@ -67,7 +67,7 @@ def evaluate_models(
         forcing = _load(model, "auto", control)
         chunks = _chunks(forcing, content, text_file)
         sums = _Sums()
-        for logits, next_ids in _steps(forcing, chunks, len(content), "Reading the text", control):
+        for logits, next_ids in _steps(forcing, chunks, "Reading the text", control):
             sums.num_tokens += len(next_ids)
             sums.nll += _nll(logits.double().log_softmax(-1), next_ids)
         return Evaluation(
@@ -84,9 +84,7 @@ def _compare(
         chunks = _chunks(forcing, content, text_file)
         dtype, vocab_size = forcing.dtype, forcing.vocab_size
         try:
-            for logits, _ in _steps(
-                forcing, chunks, len(content), "Reading with the original", control
-            ):
+            for logits, _ in _steps(forcing, chunks, "Reading with the original", control):
                 file.write(logits.numpy().data)
             file.seek(0)
         except OSError as error:
@@ -97,9 +95,7 @@ def _compare(
         if _chunks(forcing, content, text_file) != chunks:
             raise _other_vocabulary(model, against)
         sums = _Sums()
-        for logits, next_ids in _steps(
-            forcing, chunks, len(content), "Reading with the result", control
-        ):
+        for logits, next_ids in _steps(forcing, chunks, "Reading with the result", control):
             row_bytes = vocab_size * 4
             stored = file.read(len(next_ids) * row_bytes)
             before = torch.from_numpy(np.frombuffer(stored, np.float32).copy())
@@ -170,21 +166,19 @@ def _chunks(forcing: TeacherForcing, content: str, text_file: Path) -> list[list
 def _steps(
     forcing: TeacherForcing,
     chunks: Sequence[list[int]],
-    num_bytes: int,
     stage: str,
     control: JobControl,
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """Logits of some rows, and the token that follows each; `num_bytes` is the text's length."""
+    """Logits of some rows, and the token that follows each."""
     total = sum(len(chunk) for chunk in chunks)
     done = 0
-    control.report(Progress(stage, 0, num_bytes))
+    control.report(Progress(stage, 0, total, "tokens"))
     for chunk in chunks:
         first = 1
         for logits in forcing.logits(chunk):
             yield logits, chunk[first : first + len(logits)]
             first += len(logits)
-            # In bytes of the text, as all progress is.
-            control.report(Progress(stage, num_bytes * (done + first) // total, num_bytes))
+            control.report(Progress(stage, done + first, total, "tokens"))
         done += len(chunk)
 
 

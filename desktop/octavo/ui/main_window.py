@@ -141,6 +141,7 @@ class MainWindow(QMainWindow):
         UiTasks.current().failed.connect(self.toast.show_error)
         ThemeController.current().changed.connect(self._arrange)
         self._strip.clicked.connect(lambda: self.show_page(MONITOR))
+        self.chat_page.models_asked.connect(lambda: self.show_page(MODELS))
         disconnect = self._core.settings.changed.connect(lambda _settings: self._show_strip())
         self.destroyed.connect(lambda _=None: disconnect())
 

@@ -185,12 +185,15 @@ def describe_host(state: HostState) -> tuple[str, str, str]:
             if device is not None:
                 title = f"{title} · {'CPU' if device.kind == 'cpu' else device.name}"
             if (progress := state.progress) is not None:
-                return title, f"{progress.stage}: {progress.done} of {progress.total} parts", "soft"
+                # Only kernels are prepared beside a model that answers already.
+                return title, f"Compiling kernels, {progress.done} of {progress.total}", "soft"
             return title, "Ready", "good"
         case HostStatus.LOADING:
             fraction = state.progress.fraction if state.progress is not None else None
             stage = state.progress.stage if state.progress is not None else "Loading"
-            return title, stage if fraction is None else f"{stage}, {100 * fraction:.0f} %", "soft"
+            # The figure comes first: the end is cut off where there is no room.
+            done = "" if fraction is None else f"{100 * fraction:.0f} % · "
+            return title, f"{done}{stage}", "soft"
         case HostStatus.UNLOADING:
             return title, "Unloading", "soft"
         case HostStatus.FAILED:

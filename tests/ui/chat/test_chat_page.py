@@ -230,6 +230,17 @@ async def test_messages_are_reached_from_the_composer(page: ChatPage) -> None:
     assert QGuiApplication.clipboard().text() == "Why?"
 
 
+async def test_the_menu_of_models_leads_to_more(page: ChatPage) -> None:
+    asked: list[bool] = []
+    page.models_asked.connect(lambda: asked.append(True))
+    page.picker.open_menu()
+    menu = page.picker.findChild(QMenu)
+    assert isinstance(menu, QMenu)
+    next(action for action in menu.actions() if "Find or add" in action.text()).trigger()
+    assert asked == [True]
+    menu.close()
+
+
 async def test_the_model_menu_opens_by_key_once_a_model_is_named(
     chat_core: FakeChatCore, page: ChatPage
 ) -> None:

@@ -107,6 +107,18 @@ async def test_two_views_one_at_a_time(page: ModelsPage) -> None:
     assert not page.library.isVisible()
 
 
+async def test_what_is_written_beside_the_field_is_searched_for(page: ModelsPage) -> None:
+    button = page._choice._buttons[FIND]
+    button.click()
+    page.activateWindow()
+    button.setFocus()
+    await until(button.hasFocus)
+    QTest.keyClick(button, Qt.Key.Key_S)
+    assert page.finder.field.hasFocus()
+    QTest.keyClick(page.finder.field, Qt.Key.Key_M)
+    assert page.finder.field.text() == "sm"
+
+
 async def test_the_arrow_keys_change_the_view(page: ModelsPage) -> None:
     chosen = page._choice._buttons[LIBRARY]
     page.activateWindow()

@@ -110,7 +110,7 @@ async def test_two_cards_show_one_download(
 
 async def test_the_offer_names_size_and_licence(card: StarterCard) -> None:
     texts = [label.text() for label in card.findChildren(type(card._progress._amount_label))]
-    assert "88.6 MiB · Apache-2.0" in texts
+    assert "88.6 MiB to download · Apache-2.0" in texts
 
 
 @pytest.mark.parametrize("width", [400, 560, 800, 1100])

@@ -83,7 +83,7 @@ def test_unquantised_weights_are_recommended_only_among_their_like() -> None:
 def test_verdicts_in_words() -> None:
     whole = judge_variant(make_plan(make_model()))
     assert (whole.word, whole.tone) == ("Fits", "good")
-    assert whole.sentence.startswith("Room for its whole context of 8,192 tokens; takes 576.6 MiB")
+    assert whole.sentence.startswith("Room for its whole context of 8,192 tokens; needs 576.6 MiB")
     part = judge_variant(make_plan(make_model(context_length=131_072)))
     assert part.sentence.startswith("Room for 16,384 tokens of context;")
     plan = make_plan(make_model(), dataclasses.replace(CPU, free_bytes=GIB // 4))

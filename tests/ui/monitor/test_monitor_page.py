@@ -91,10 +91,10 @@ async def test_every_gpu_has_its_figures(page: MonitorPage, core: FakeCore) -> N
     core.sampler.post(make_reading(gpus=[first, make_gpu(uuid="GPU-2")]))
     assert len(page.gpu_groups) == 2
     group = page.gpu_groups["GPU-1"]
-    assert (group.vram.figure, group.vram.detail) == ("9.0 GiB", "of 24.0 GiB")
+    assert (group.vram.figure, group.vram.detail) == ("9.0 GiB", "of 24.0 GiB, 10,501 MHz")
     assert (group.load.figure, group.temperature.figure) == ("87 %", "61 °C")
     assert (group.power.figure, group.power.detail) == ("312 W", "limit 450 W")
-    assert group.load.detail == "2,520 MHz, memory 10,501 MHz"
+    assert group.load.detail == "2,520 MHz"
     assert group.more.text() == "In use by octavo (7) 6.0 GiB, another process (9)"
     assert not page.gpu_groups["GPU-2"].more.isVisible(), "nobody is known to use it"
 

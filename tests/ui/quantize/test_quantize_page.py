@@ -52,6 +52,7 @@ class FakeQuantize:
         self.recipes: list[QuantizeRecipe] = []
         self.evaluated: list[bool] = []
         self.error: InsufficientMemoryError | None = None
+        self.report = make_report()
         self.was_cancelled = False
 
     async def __call__(
@@ -67,7 +68,7 @@ class FakeQuantize:
         if self.error is not None:
             raise self.error
         recipe.output.write_bytes(b"GGUF")
-        return make_report()
+        return self.report
 
 
 @pytest.fixture
@@ -268,6 +269,35 @@ def test_sizes_that_are_no_gain_stand_out(app: QApplication) -> None:
     methods.set_method("int4-g64")
     assert not methods.can_be_made
     assert methods.summaries["int4-g64"].text().endswith("No config.json can say it.")
+
+
+def test_proposes_what_makes_the_model_smaller(app: QApplication) -> None:
+    methods = MethodList()
+    assert methods.method.id == "q8_0"
+    estimates = {"q8_0": Estimate(2 << 20), "q4_0": Estimate(1 << 20)}
+    methods.show_estimates(estimates, 2 << 20)
+    assert methods.method.id == "q4_0"
+    methods.show_estimates(estimates, 1 << 20)
+    assert methods.method.id == "q8_0", "nothing is smaller"
+    methods.set_method("int8")
+    methods.show_estimates(estimates, 2 << 20)
+    assert methods.method.id == "int8", "a person chose it"
+
+
+async def test_a_new_report_is_brought_into_view(
+    page: QuantizePage, core: FakeCore, quantize: FakeQuantize
+) -> None:
+    page.resize(900, 500)
+    page.start_button.click()
+    await until(lambda: bool(quantize.recipes))
+    path = TinyLlama().write(core.models_dir / "small.gguf")
+    write_report(make_report(output_bytes=path.stat().st_size), path)
+    quantize.report = make_report(output_bytes=path.stat().st_size)
+    core.library.models.append(make_model("small", path=path))
+    quantize.gate.set()
+    await until(lambda: bool(page.reports.cards))
+    (card,) = page.reports.cards
+    await until(lambda: card.visibleRegion().boundingRect().height() == card.height())
 
 
 async def test_what_was_not_measured_can_be_later(

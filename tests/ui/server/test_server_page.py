@@ -15,7 +15,12 @@ from octavo.server.address import ServerAddress
 from octavo.server.board import RequestState
 from octavo.settings import Server
 from octavo.ui.server.request_table import MAX_ENDED, MAX_LIVE, RequestTable
-from octavo.ui.server.server_page import ServerPage, describe_endpoint, make_example
+from octavo.ui.server.server_page import (
+    ServerPage,
+    describe_endpoint,
+    make_example,
+    make_python_example,
+)
 from octavo.ui.tasks import UiTasks
 from octavo.ui.theme import ThemeController
 from tests.ui.conftest import settled, until
@@ -219,6 +224,22 @@ def test_the_example_leaves_the_model_out_while_none_is_loaded() -> None:
     example = make_example("http://127.0.0.1:8000/v1", HostState(), needs_key=False)
     assert '"model"' not in example
     assert "Authorization" not in example
+
+
+async def test_the_example_is_there_in_python_too(page: ServerPage, core: FakeCore) -> None:
+    core.host.set_ready(make_model())
+    page.language._buttons["python"].click()
+    text = page.example.text()
+    assert compile(text, "example", "exec")
+    assert 'base_url="http://127.0.0.1:8000/v1", api_key="none"' in text
+    assert 'model="smollm2-135m-instruct-q4_1"' in text
+
+
+def test_the_python_example_asks_for_the_model_and_reads_the_key() -> None:
+    text = make_python_example("http://127.0.0.1:8000/v1", HostState(), needs_key=True)
+    assert compile(text, "example", "exec")
+    assert "model=client.models.list().data[0].id" in text
+    assert 'api_key=os.environ["OCTAVO_API_KEY"]' in text
 
 
 async def test_requests_are_shown_live(page: ServerPage, core: FakeCore) -> None:

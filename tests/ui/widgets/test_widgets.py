@@ -97,6 +97,12 @@ def test_amounts_have_units_and_estimates_say_about(
     assert describe_amount(Progress("Downloading", done, total), moved, elapsed_s) == text
 
 
+def test_what_is_counted_is_named() -> None:
+    progress = Progress("Compiling", 3, 1100, "kernels")
+    assert describe_amount(progress, 3, 0.5) == "3 of 1,100 kernels"
+    assert describe_amount(Progress("Compiling", 3, unit="kernels"), 3, 0.5) == "3 kernels"
+
+
 def test_progress_moves_without_end_while_the_total_is_unknown(parent: QWidget) -> None:
     line = ProgressLine("Download")
     line.show_progress(Progress("Looking"))

@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from PySide6.QtCore import Qt, QTimer, QUrl
+from PySide6.QtCore import Qt, QTimer, QUrl, Signal
 from PySide6.QtGui import (
     QDesktopServices,
     QHideEvent,
@@ -45,7 +45,7 @@ OPENED_SCHEMES = ("http", "https", "mailto")
 REASONS = {
     HostStatus.EMPTY: "No model is loaded. Choose one above.",
     HostStatus.LOADING: "The model is still loading.",
-    HostStatus.FAILED: "The model is not there. See above.",
+    HostStatus.FAILED: "The model could not be loaded. See above.",
     HostStatus.UNLOADING: "The model is being unloaded.",
     HostStatus.READY: "",
 }
@@ -62,6 +62,9 @@ SHORTCUTS = (
 class ChatPage(QWidget):
     """Shows one conversation at a time; answers of others go on being written meanwhile."""
 
+    models_asked = Signal()
+    """The list of models was not enough."""
+
     def __init__(self, core: Core, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._core = core
@@ -76,6 +79,7 @@ class ChatPage(QWidget):
         self.setAttribute(Qt.WidgetAttribute.WA_StyledBackground)
         self.turns = ChatTurns(core, self)
         self.picker = ModelPicker(core)
+        self.picker.models_asked.connect(self.models_asked)
         self.transcript = TranscriptModel(self)
         self.view = TranscriptView(self.transcript, _current_style())
         self.welcome = Welcome(core)

@@ -14,7 +14,7 @@ from octavo.hub.library import LibraryModel
 from octavo.jobs import Progress
 from octavo.ui.models.loading import load_model
 from octavo.ui.tasks import spawn
-from octavo.ui.tokens import SPACE_TIGHT, SPACE_WITHIN
+from octavo.ui.tokens import SPACE_PAGE, SPACE_TIGHT, SPACE_WITHIN
 from octavo.ui.widgets.buttons import Button
 from octavo.ui.widgets.cards import ErrorCard
 from octavo.ui.widgets.progress import ProgressLine
@@ -33,6 +33,7 @@ class ModelPicker(QWidget):
 
     models_changed = Signal()
     """The list of models was read anew."""
+    models_asked = Signal()
     restart_asked = Signal()
     """CUDA lets this process use its card no more; another one might."""
 
@@ -53,7 +54,8 @@ class ModelPicker(QWidget):
         self.cancel_button.clicked.connect(self.cancel)
         self._loading = QWidget()
         loading_row = QHBoxLayout(self._loading)
-        loading_row.setContentsMargins(SPACE_WITHIN, 0, SPACE_WITHIN, SPACE_WITHIN)
+        # Under the words of the button, not under its edge.
+        loading_row.setContentsMargins(SPACE_PAGE, 0, SPACE_PAGE, SPACE_WITHIN)
         loading_row.setSpacing(SPACE_WITHIN)
         loading_row.addWidget(self.progress, 1)
         loading_row.addWidget(self.cancel_button)
@@ -112,6 +114,7 @@ class ModelPicker(QWidget):
         if not self._models:
             menu.addAction("There are no models yet").setEnabled(False)
         menu.addSeparator()
+        menu.addAction("Find or add a model…").triggered.connect(self.models_asked)
         if state.status is HostStatus.READY:
             menu.addAction("Unload the model", self._unload)
         menu.addAction("Look for models again", self.refresh)

@@ -26,7 +26,7 @@ class FindStart(QWidget):
         for text in (
             label("Find a model on the hub", "heading", wrap=True),
             label(
-                "Type words, paste a link, or name ORG/NAME:Q4_K_M. Before you download one,"
+                "Type words, paste a link, or name ORG/NAME:Q4_K_M.\nBefore you download one,"
                 " Octavo says whether it runs here. Nothing is sent until you search.",
                 "soft",
                 wrap=True,
@@ -43,8 +43,13 @@ class FindStart(QWidget):
             button = self._add_button(words)
             button.setAccessibleName(f"Search for {words}")
             button.clicked.connect(lambda _=False, words=words: self.words_chosen.emit(words))
+        beginnings = QWidget()
+        stack = QVBoxLayout(beginnings)
+        stack.setContentsMargins(0, 0, 0, 0)
+        stack.setSpacing(SPACE_WITHIN)
         for button in self.buttons:
-            column.addWidget(button, 0, centre)
+            stack.addWidget(button)
+        column.addWidget(beginnings, 0, centre)
 
     def _add_button(self, text: str) -> Button:
         button = Button(text)

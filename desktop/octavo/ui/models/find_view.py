@@ -44,8 +44,8 @@ from octavo.ui.widgets.inputs import ChoiceBox
 from octavo.ui.widgets.labels import label
 
 SORTS = (
-    ("downloads", "Downloads"),
-    ("likes", "Likes"),
+    ("downloads", "Most downloads"),
+    ("likes", "Most likes"),
     ("trending", "Trending"),
     ("updated", "Newest"),
 )
@@ -136,6 +136,11 @@ class FindView(QWidget):
         """Makes the field ready to be written over."""
         self.field.setFocus(Qt.FocusReason.ShortcutFocusReason)
         self.field.selectAll()
+
+    def write(self, text: str) -> None:
+        """Goes on in the field with what was written elsewhere."""
+        self.focus_field()
+        self.field.insert(text)
 
     def search_for(self, words: str) -> None:
         """Searches for words as if the person had typed them."""

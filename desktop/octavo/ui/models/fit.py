@@ -48,8 +48,7 @@ def judge_variant(plan: MemoryPlan) -> FitVerdict:
     is_whole = num_tokens == plan.max_model_len
     context = f"{'its whole context of ' if is_whole else ''}{num_tokens:,} tokens"
     sentence = f"Room for {context}{'' if is_whole else ' of context'}"
-    # The rest of the free memory is other programs'.
-    return FitVerdict(word, tone, f"{sentence}; takes {needs} of {free}.")
+    return FitVerdict(word, tone, f"{sentence}; needs {needs} of the {free} that are free.")
 
 
 def describe_plan(plan: MemoryPlan) -> str:

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from PySide6.QtCore import Qt, QUrl, Signal
+from PySide6.QtCore import QPoint, Qt, QUrl, Signal
 from PySide6.QtGui import QDesktopServices, QShowEvent
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QMenu, QVBoxLayout, QWidget
 
@@ -12,12 +12,19 @@ from octavo.errors import OctavoError
 from octavo.host import HostState, HostStatus
 from octavo.hub.library import LibraryModel
 from octavo.ui.models.loading import load_model
-from octavo.ui.models.model_row import ACTIONS_WIDTH, COLUMNS, FIT_WIDTH, VERDICT_PADDING, ModelRow
+from octavo.ui.models.model_row import (
+    ACTIONS_WIDTH,
+    COLUMN_GAP,
+    COLUMNS,
+    FIT_WIDTH,
+    VERDICT_PADDING,
+    ModelRow,
+)
 from octavo.ui.models.origin import describe_origin, describe_removal
 from octavo.ui.models.starter_card import StarterCard, centred
 from octavo.ui.tasks import spawn
 from octavo.ui.theme import ThemeController
-from octavo.ui.tokens import SPACE_GROUP, SPACE_INSET, SPACE_WITHIN, scaled
+from octavo.ui.tokens import SPACE_GROUP, SPACE_INSET, SPACE_TIGHT, SPACE_WITHIN, scaled
 from octavo.ui.widgets.buttons import Button, IconButton
 from octavo.ui.widgets.cards import EmptyState, ErrorCard, Notice
 from octavo.ui.widgets.dialogs import confirm
@@ -93,12 +100,15 @@ class LibraryView(QWidget):
         head.setSpacing(SPACE_WITHIN)
         self.summary = ElidedLabel("", "soft")
         head.addWidget(self.summary, 1)
-        add = IconButton("plus", "Add a model from this machine")
+        add = Button("Add", icon_name="plus")
+        add.setAccessibleName("Add a model from this machine")
         menu = QMenu(add)
         menu.addAction("Add a file…", self.add_file_asked.emit)
         menu.addAction("Add a folder…", self.add_folder_asked.emit)
-        add.setMenu(menu)
-        add.setPopupMode(add.ToolButtonPopupMode.InstantPopup)
+        # Not setMenu, which draws an arrow of the style's own into the button.
+        add.clicked.connect(
+            lambda: menu.popup(add.mapToGlobal(QPoint(0, add.height() + SPACE_TIGHT)))
+        )
         self._refresh_button = IconButton("refresh-cw", "Read the folders again")
         self._refresh_button.clicked.connect(self.refresh)
         folder = IconButton("folder-open", "Open the models folder")
@@ -115,7 +125,7 @@ class LibraryView(QWidget):
         self._header = QWidget()
         row = QHBoxLayout(self._header)
         row.setContentsMargins(0, 0, 0, SPACE_WITHIN)
-        row.setSpacing(SPACE_GROUP)
+        row.setSpacing(COLUMN_GAP)
         row.addWidget(label("Name", "caption"), 1)
         self._header_labels: list[tuple[QLabel, int]] = []
         for title, width in (*COLUMNS, ("Fit", FIT_WIDTH), ("", ACTIONS_WIDTH)):

@@ -17,7 +17,7 @@ from octavo.host import HostState, HostStatus
 from octavo.hub.library import LibraryModel
 from octavo.ui.models.fit import PlanDialog, describe_plan, judge_fit
 from octavo.ui.theme import ThemeController
-from octavo.ui.tokens import SPACE_GROUP, SPACE_INSET, SPACE_TIGHT, SPACE_WITHIN, scaled
+from octavo.ui.tokens import SPACE_INSET, SPACE_TIGHT, SPACE_WITHIN, scaled
 from octavo.ui.widgets.buttons import Button, IconButton, set_property
 from octavo.ui.widgets.labels import ElidedLabel, label
 from octavo.ui.widgets.progress import ProgressLine
@@ -31,7 +31,8 @@ COLUMNS = (
 )
 """Titles and widths at scale 1 of the columns of figures."""
 FIT_WIDTH = 72
-ACTIONS_WIDTH = 120
+ACTIONS_WIDTH = 112
+COLUMN_GAP = SPACE_INSET
 VERDICT_PADDING = 4
 """Between the edge of the verdict's button and its letters."""
 
@@ -59,11 +60,11 @@ class ModelRow(QWidget):
         column.setContentsMargins(0, SPACE_INSET, 0, SPACE_INSET)
         column.setSpacing(SPACE_WITHIN)
         self._line = QBoxLayout(QBoxLayout.Direction.LeftToRight)
-        self._line.setSpacing(SPACE_GROUP)
+        self._line.setSpacing(COLUMN_GAP)
         column.addLayout(self._line)
         self._line.addLayout(self._build_names(), 1)
         row = QHBoxLayout()
-        row.setSpacing(SPACE_GROUP)
+        row.setSpacing(COLUMN_GAP)
         self._line.addLayout(row)
         self._figures = [self._build_figure(text) for text in _figures(model)]
         for figure in self._figures:
@@ -122,7 +123,7 @@ class ModelRow(QWidget):
         """Columns where there is room, else a line of facts; where it is narrow, actions below."""
         direction = QBoxLayout.Direction
         self._line.setDirection(direction.TopToBottom if is_narrow else direction.LeftToRight)
-        self._line.setSpacing(SPACE_TIGHT if is_narrow else SPACE_GROUP)
+        self._line.setSpacing(SPACE_TIGHT if is_narrow else COLUMN_GAP)
         for figure in self._figures:
             figure.setVisible(is_wide)
         self._facts.setText(_facts(self.model, self._origin, with_figures=not is_wide))

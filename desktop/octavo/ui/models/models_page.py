@@ -131,6 +131,9 @@ class ModelsPage(ScrolledPage):
     def keyPressEvent(self, event: QKeyEvent) -> None:
         if _asks_for_search(event):
             self.open_search()
+        elif self.view == FIND and _is_written(event):
+            # Whoever writes where no field is writes into the search.
+            self.finder.write(event.text())
         else:
             super().keyPressEvent(event)
 
@@ -187,6 +190,10 @@ class ModelsPage(ScrolledPage):
     def _follow_host(self, state: HostState) -> None:
         if state.status in (HostStatus.READY, HostStatus.EMPTY):
             self.finder.check_again()
+
+
+def _is_written(event: QKeyEvent) -> bool:
+    return event.text().isprintable() and bool(event.text().strip())
 
 
 def _asks_for_search(event: QEvent) -> bool:

@@ -33,7 +33,9 @@ class StarterCard(Card):
         self.body.setContentsMargins(SPACE_PAGE, SPACE_PAGE, SPACE_PAGE, SPACE_PAGE)
         self.body.addWidget(label(starter.title, "heading", wrap=True))
         self.body.addWidget(label(starter.summary, "soft", wrap=True))
-        facts = f"{format_bytes(starter.download_bytes)} · {_license_name(starter.license)}"
+        facts = (
+            f"{format_bytes(starter.download_bytes)} to download · {_license_name(starter.license)}"
+        )
         self.body.addWidget(label(facts, "figure"))
         self.body.addSpacing(SPACE_TIGHT)
 

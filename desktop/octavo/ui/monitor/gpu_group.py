@@ -46,7 +46,7 @@ class GpuGroup(QWidget):
         self.vram.show_reading(*_vram(gpu))
         vram_top = gpu.vram_total_bytes or history.vram_used_bytes.highest or 1.0
         self.vram.show_history(times_s, history.vram_used_bytes, vram_top)
-        self.load.show_reading(_figure(gpu.utilization_percent, "%"), _clocks(gpu))
+        self.load.show_reading(_figure(gpu.utilization_percent, "%"), _clock(gpu))
         self.load.show_history(times_s, history.utilization_percent, 100.0)
         self.temperature.show_reading(_figure(gpu.temperature_c, "°C"), "")
         self.temperature.show_history(times_s, history.temperature_c, HOTTEST_C)
@@ -75,16 +75,15 @@ def _figure(value: float | None, unit: str) -> str:
 
 
 def _vram(gpu: GpuReading) -> tuple[str, str]:
+    """With the clock of the memory: beside that of the cores it would be cut in narrow tiles."""
     used, total = gpu.vram_used_bytes, gpu.vram_total_bytes
-    if used is None:
-        return UNKNOWN, "" if total is None else f"of {format_bytes(total)}"
-    return format_bytes(used), "" if total is None else f"of {format_bytes(total)}"
+    words = [] if total is None else [f"of {format_bytes(total)}"]
+    words += [] if gpu.clock_memory_mhz is None else [f"{gpu.clock_memory_mhz:,} MHz"]
+    return UNKNOWN if used is None else format_bytes(used), ", ".join(words)
 
 
-def _clocks(gpu: GpuReading) -> str:
-    """The cores' first and without their name, or the line would be cut between other cards."""
-    clocks = (("", gpu.clock_sm_mhz), ("memory ", gpu.clock_memory_mhz))
-    return ", ".join(f"{name}{mhz:,} MHz" for name, mhz in clocks if mhz is not None)
+def _clock(gpu: GpuReading) -> str:
+    return "" if gpu.clock_sm_mhz is None else f"{gpu.clock_sm_mhz:,} MHz"
 
 
 def _describe_processes(gpu: GpuReading) -> str:

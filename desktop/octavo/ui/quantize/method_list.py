@@ -12,6 +12,8 @@ from octavo.ui.widgets.labels import hairline, label, set_tone
 from octavo.units import format_bytes
 
 DEFAULT_METHOD = "q8_0"
+WORDS_INDENT = 30
+"""The style sheet puts a radio button's words there: ring, padding, circle and gap."""
 NO_GAIN = "No smaller than the model is now."
 
 
@@ -27,6 +29,8 @@ class MethodList(QWidget):
         column.setSpacing(0)
         self._group = QButtonGroup(self)
         self._estimates: Mapping[str, Estimate] = {}
+        self._was_chosen = False
+        """By a person, who is then not overruled."""
         self.sizes: dict[str, QLabel] = {}
         self.summaries: dict[str, QLabel] = {}
         """Both by the method's id."""
@@ -35,6 +39,7 @@ class MethodList(QWidget):
                 column.addWidget(hairline())
             button = QRadioButton(method.title)
             button.setChecked(method.id == DEFAULT_METHOD)
+            button.clicked.connect(self._keep_choice)
             button.setAccessibleDescription(method.summary)
             self._group.addButton(button, index)
             self.sizes[method.id] = label("", "figure")
@@ -46,7 +51,7 @@ class MethodList(QWidget):
             column.addLayout(first)
             summary = label(method.summary, "caption", wrap=True)
             # Below the words of the button, not below its circle.
-            summary.setContentsMargins(SPACE_GROUP + SPACE_WITHIN, 0, 0, SPACE_WITHIN)
+            summary.setContentsMargins(WORDS_INDENT, 0, 0, SPACE_WITHIN)
             self.summaries[method.id] = summary
             column.addWidget(summary)
         self._group.idToggled.connect(lambda _id, is_on: self.chosen.emit() if is_on else None)
@@ -57,6 +62,14 @@ class MethodList(QWidget):
         return METHODS[self._group.checkedId()]
 
     def set_method(self, method_id: str) -> None:
+        """Chooses one, as a person would."""
+        self._keep_choice()
+        self._check(method_id)
+
+    def _keep_choice(self) -> None:
+        self._was_chosen = True
+
+    def _check(self, method_id: str) -> None:
         for index, method in enumerate(METHODS):
             if method.id == method_id:
                 self._group.button(index).setChecked(True)
@@ -78,9 +91,21 @@ class MethodList(QWidget):
             set_tone(self.sizes[method.id], "soft" if is_smaller else "caution")
             words = [method.summary, *([] if is_smaller else [NO_GAIN]), *estimate.remarks]
             self.summaries[method.id].setText(" ".join(words))
+        if estimates and not self._was_chosen:
+            self._check(_proposed(estimates, source_bytes))
 
     @property
     def can_be_made(self) -> bool:
         """Whether the chosen method gives a result of the model."""
         estimate = self._estimates.get(self.method.id)
         return estimate is not None and bool(estimate.num_bytes)
+
+
+def _proposed(estimates: Mapping[str, Estimate], source_bytes: int) -> str:
+    """The default, or the first method whose result is smaller than the model is now."""
+    smaller = [
+        method.id
+        for method in METHODS
+        if 0 < estimates.get(method.id, Estimate(0)).num_bytes < source_bytes
+    ]
+    return DEFAULT_METHOD if DEFAULT_METHOD in smaller or not smaller else smaller[0]

@@ -1,10 +1,11 @@
 """The quantise page: choose a model and a form, watch it being made, see what that cost."""
 
 import asyncio
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import Qt, QTimer, Signal
 from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
 
@@ -41,7 +42,7 @@ from octavo.ui.widgets.switch import Switch
 from octavo.units import format_bytes
 
 WIDE_FROM = 640
-MAX_WIDTH = 760
+MAX_WIDTH = 880
 
 
 class QuantizePage(ScrolledPage):
@@ -64,6 +65,8 @@ class QuantizePage(ScrolledPage):
         self._find_interrupted = has_interrupted
         self._sources: dict[str, LibraryModel] = {}
         self._is_stale = True
+        self._unseen: QuantizeReport | None = None
+        """Of the run that has just ended, until it is in view."""
         self.run = QuantizeRun(quantize, self)
         self._build()
         self.run.changed.connect(self._show_run)
@@ -93,7 +96,7 @@ class QuantizePage(ScrolledPage):
         self.empty = EmptyState(
             "shrink",
             "No model to make smaller",
-            "Octavo quantises models that are whole: GGUF files and folders of safetensors.",
+            "Octavo quantises GGUF files and folders of safetensors. There is none here yet.",
             self._find_button(),
         )
         self.empty.hide()
@@ -135,9 +138,10 @@ class QuantizePage(ScrolledPage):
         card.body.addWidget(title)
         card.body.addWidget(self.picker)
         self.source_note = label("", "caption", wrap=True)
+        self.source_note.hide()
         card.body.addWidget(self.source_note)
         card.body.addSpacing(SPACE_WITHIN)
-        card.body.addWidget(label("Form", "strong"))
+        card.body.addWidget(label("Method", "strong"))
         self.methods = MethodList()
         self.methods.chosen.connect(self._show_output)
         card.body.addWidget(self.methods)
@@ -196,7 +200,7 @@ class QuantizePage(ScrolledPage):
         shown = self.picker.value
         self.picker.clear()
         for model in sources:
-            self.picker.addItem(f"{model.name}   {format_bytes(model.size_bytes)}", model.name)
+            self.picker.addItem(_describe(model), model.name)
         if shown in self._sources:
             self.picker.set_value(shown)
         self.reports.show_models(made)
@@ -204,6 +208,16 @@ class QuantizePage(ScrolledPage):
         await self._read_interrupted()
         self._show_run()
         await self._estimate()
+        self._show_report()
+
+    def _show_report(self) -> None:
+        """Brings what has just been measured into view: it stands below the form."""
+        report, self._unseen = self._unseen, None
+        cards = [card for card in self.reports.cards if card.quantized.report == report]
+        for card in cards[:1]:
+            show = functools.partial(self.scroll_area.ensureWidgetVisible, card)
+            # Once the new cards have been laid out.
+            QTimer.singleShot(0, card, show)
 
     async def _read_interrupted(self) -> None:
         runs = await asyncio.to_thread(self._find_interrupted, self._core.models_dir)
@@ -295,6 +309,7 @@ class QuantizePage(ScrolledPage):
         smaller = 1 - report.output_bytes / max(1, report.source_bytes)
         size = f"{abs(smaller) * 100:.0f} % {'smaller' if smaller > 0 else 'larger'} than"
         self.note.set_text(f"The result is in the library: {size} {report.source_name}.")
+        self._unseen = report
         # Every listener shows the new model; this page, too.
         self._core.library.changed.emit(None)
 
@@ -326,6 +341,12 @@ def _sort_models(core: Core) -> tuple[list[LibraryModel], list[QuantizedModel]]:
             sources.append(model)
     made.sort(key=lambda item: -item.model.path.stat().st_mtime)
     return sources, made
+
+
+def _describe(model: LibraryModel) -> str:
+    """As the library calls it; the name tells models of one title apart."""
+    title = model.title if model.title == model.name else f"{model.title} · {model.name}"
+    return f"{title} · {format_bytes(model.size_bytes)}"
 
 
 def _estimate(path: Path) -> dict[str, Estimate]:

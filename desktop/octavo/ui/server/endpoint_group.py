@@ -30,7 +30,9 @@ class EndpointGroup(SettingGroup):
     """A tuple of texts, as the person wrote them."""
 
     def __init__(self) -> None:
-        super().__init__("Endpoint")
+        super().__init__(
+            "Endpoint", "What stands below the address can be changed while it is off."
+        )
         self._url = ""
         self.switch = Switch("Let other programs use the model")
         self.switch.clicked.connect(self.switched)

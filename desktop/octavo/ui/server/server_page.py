@@ -16,7 +16,7 @@ from octavo.ui.server.request_table import RequestTable
 from octavo.ui.tasks import spawn
 from octavo.ui.theme import ThemeController
 from octavo.ui.tokens import SPACE_WITHIN
-from octavo.ui.widgets.buttons import IconButton
+from octavo.ui.widgets.buttons import IconButton, SegmentedChoice
 from octavo.ui.widgets.cards import Card, ErrorCard, Notice
 from octavo.ui.widgets.labels import label
 from octavo.ui.widgets.page import ScrolledPage
@@ -27,6 +27,7 @@ ROWS_WIDE_FROM = 500
 MAX_WIDTH = 880
 REFRESH_MS = 500
 KEY_VARIABLE = "OCTAVO_API_KEY"
+CURL, PYTHON = "curl", "python"
 
 
 class ServerPage(ScrolledPage):
@@ -80,7 +81,7 @@ class ServerPage(ScrolledPage):
         self.endpoint.key_chosen.connect(lambda key: self._save(api_key=key))
         self.endpoint.origins_chosen.connect(lambda origins: self._save(allowed_origins=origins))
         self.column.addWidget(self.endpoint)
-        self.column.addWidget(label("Example", "heading"))
+        self.column.addLayout(self._build_example_head())
         self.column.addWidget(self._build_example())
         self.column.addSpacing(SPACE_WITHIN)
         self.column.addWidget(label("Requests", "heading"))
@@ -88,6 +89,15 @@ class ServerPage(ScrolledPage):
         self.requests.cancel_asked.connect(self._cancel)
         self.column.addWidget(self.requests)
         self.column.addStretch(1)
+
+    def _build_example_head(self) -> QHBoxLayout:
+        head = QHBoxLayout()
+        head.addWidget(label("Example", "heading"), 1)
+        self.language = SegmentedChoice("Example", [(CURL, "curl"), (PYTHON, "Python")])
+        self.language.set_value(CURL)
+        self.language.chosen.connect(lambda _value: self._show_state())
+        head.addWidget(self.language)
+        return head
 
     def _build_example(self) -> Card:
         card = Card("notice")
@@ -156,7 +166,8 @@ class ServerPage(ScrolledPage):
             sentence, tone = describe_endpoint(self._core.host.state, is_on=is_on)
         self.endpoint.show_state(sentence, tone, f"{url}/v1", is_on=is_on, is_busy=self._is_turning)
         self.note.set_text(address.note if address is not None else "")
-        text = make_example(f"{url}/v1", self._core.host.state, needs_key=bool(settings.api_key))
+        make = make_python_example if self.language.value == PYTHON else make_example
+        text = make(f"{url}/v1", self._core.host.state, needs_key=bool(settings.api_key))
         if text != self.example.text():
             self.example.setText(text)
 
@@ -201,8 +212,8 @@ def describe_endpoint(host: HostState, *, is_on: bool) -> tuple[str, str]:
 def make_example(base_url: str, host: HostState, *, needs_key: bool) -> str:
     """A first request for the terminal; a key stays out of it, for examples are passed on."""
     # Without a name the loaded model is meant, whichever that will be.
-    is_named = host.status is HostStatus.READY and host.model is not None
-    model = f'"model": "{host.model.name}", ' if is_named and host.model is not None else ""
+    name = _loaded_name(host)
+    model = f'"model": "{name}", ' if name else ""
     lines = [
         f"curl {base_url}/chat/completions",
         "-H 'Content-Type: application/json'",
@@ -210,3 +221,28 @@ def make_example(base_url: str, host: HostState, *, needs_key: bool) -> str:
         f"""-d '{{{model}"messages": [{{"role": "user", "content": "Hello"}}]}}'""",
     ]
     return " \\\n  ".join(lines)
+
+
+def make_python_example(base_url: str, host: HostState, *, needs_key: bool) -> str:
+    """The same request through OpenAI's package, which insists on a key and on a model."""
+    name = _loaded_name(host)
+    key = f'os.environ["{KEY_VARIABLE}"]' if needs_key else '"none"'
+    return "\n".join(
+        [
+            *(["import os", ""] if needs_key else []),
+            "from openai import OpenAI",
+            "",
+            f'client = OpenAI(base_url="{base_url}", api_key={key})',
+            "answer = client.chat.completions.create(",
+            f'    model="{name}",' if name else "    model=client.models.list().data[0].id,",
+            '    messages=[{"role": "user", "content": "Hello"}],',
+            ")",
+            "print(answer.choices[0].message.content)",
+        ]
+    )
+
+
+def _loaded_name(host: HostState) -> str:
+    """Of the model that answers; empty while none does."""
+    is_ready = host.status is HostStatus.READY and host.model is not None
+    return host.model.name if is_ready and host.model is not None else ""

@@ -23,7 +23,7 @@ from octavo.ui.widgets.page import ScrolledPage
 from octavo.ui.widgets.toast import find_toast
 
 WIDE_FROM = 500
-MAX_WIDTH = 720
+MAX_WIDTH = 880
 
 
 class SettingsPage(ScrolledPage):

@@ -149,6 +149,8 @@ class ErrorCard(QFrame):
         buttons.setSpacing(SPACE_WITHIN)
         buttons.addWidget(self.retry)
         buttons.addStretch(1)
+        if retry_text:
+            column.addSpacing(SPACE_TIGHT)
         column.addLayout(buttons)
         row.addLayout(column, 1)
         row.addWidget(copy, 0, Qt.AlignmentFlag.AlignTop)

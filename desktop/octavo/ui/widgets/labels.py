@@ -4,6 +4,7 @@ from PySide6.QtCore import QSize, Qt
 from PySide6.QtGui import QFontMetrics, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QFrame, QLabel, QSizePolicy, QWidget
 
+from octavo.ui.fonts import without_ligatures
 from octavo.ui.widgets.buttons import set_property
 
 
@@ -12,11 +13,18 @@ def label(text: str = "", role: str = "", *, wrap: bool = False) -> QLabel:
     result = QLabel(text)
     result.setTextFormat(Qt.TextFormat.PlainText)
     result.setWordWrap(wrap)
-    if role:
-        result.setProperty("role", role)
+    _set_role(result, role)
     if wrap:
         result.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
     return result
+
+
+def _set_role(target: QLabel, role: str) -> None:
+    if role:
+        target.setProperty("role", role)
+    if role == "figure":
+        # The style sheet names the typeface and leaves the font's features alone.
+        target.setFont(without_ligatures(target.font()))
 
 
 def set_tone(target: QLabel, tone: str) -> None:
@@ -49,8 +57,7 @@ class ElidedLabel(QLabel):
         super().__init__(parent)
         self._mode = mode
         self.setTextFormat(Qt.TextFormat.PlainText)
-        if role:
-            self.setProperty("role", role)
+        _set_role(self, role)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.setText(text)
 

@@ -7,7 +7,7 @@ from PySide6.QtWidgets import QHBoxLayout, QProgressBar, QVBoxLayout, QWidget
 from octavo.jobs import Progress
 from octavo.ui.tokens import SPACE_TIGHT, SPACE_WITHIN
 from octavo.ui.widgets.labels import ElidedLabel, label
-from octavo.units import format_bytes, format_seconds
+from octavo.units import format_amount, format_seconds
 
 RATE_AFTER_S = 1.0
 """An estimate made sooner would jump about."""
@@ -61,16 +61,15 @@ class ProgressLine(QWidget):
 
 
 def describe_amount(progress: Progress, moved: int, elapsed_s: float) -> str:
-    """Bytes done and to do, and the time left where it can be told.
+    """What is done and to do, and the time left where it can be told.
 
     Args:
-        progress: amounts in bytes.
-        moved: bytes since this stage began.
+        moved: what was done since this stage began.
         elapsed_s: time since this stage began.
     """
     if not progress.total:
-        return format_bytes(progress.done) if progress.done else ""
-    text = f"{format_bytes(progress.done)} of {format_bytes(progress.total)}"
+        return format_amount(progress.done, None, progress.unit) if progress.done else ""
+    text = format_amount(progress.done, progress.total, progress.unit)
     if moved <= 0 or elapsed_s < RATE_AFTER_S or progress.done >= progress.total:
         return text
     left_s = (progress.total - progress.done) * elapsed_s / moved
