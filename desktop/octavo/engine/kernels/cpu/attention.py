@@ -14,7 +14,7 @@ from numba import cfunc, float32, njit, uint64
 from octavo.engine.kernels.cpu import rotary
 from octavo.engine.kernels.cpu import step_words as words
 from octavo.engine.kernels.cpu.attention_tiles import BLOCKS_AHEAD, score_blocks, weigh_values
-from octavo.engine.kernels.cpu.limits import BLOCK_SIZE, MAX_GROUP_SIZE, MAX_HEAD_DIM
+from octavo.engine.kernels.cpu.limits import BLOCK_SIZE, MAX_HEAD_DIM
 from octavo.engine.kernels.cpu.norm import add_scaled
 from octavo.engine.kernels.cpu.quantize_activations import quantize_row
 from octavo.engine.kernels.cpu.rotary import turn_heads
@@ -64,8 +64,8 @@ part of the context, then its maximum and its sum. A step that splits has one to
 PART_NUMBERS = 16
 """How much longer a row of PARTS is than a head."""
 
-TILE_ROWS = MAX_GROUP_SIZE
-"""Rows of a tile."""
+TILE_ROWS = 48
+"""Rows of a tile: whole parts of what any tier computes together, and any group of heads."""
 STRETCH = 256
 """Keys whose scores are held at a time."""
 _HAS_WIDE_REGISTERS = TIER is Tier.AVX512VNNI
