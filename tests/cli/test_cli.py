@@ -246,7 +246,34 @@ def test_bench(cli: Cli, tiny: Path) -> None:
     assert [row["streams"] for row in rows] == [1, 2]
     assert all(row["decode_tokens_per_second"] > 0 for row in rows)
     assert "tok/s" in cli("bench", "tiny", *sizes).out
+    sampled = cli(
+        "bench", "tiny", *sizes, "--temperature", "0.7", "--top-p", "0.95", "--top-k", "9"
+    )
+    assert "tok/s" in sampled.out
     assert cli("bench", "tiny", "--repetitions", "0").status == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--temperature", "-1"), "temperature"),
+        (("--temperature", "1", "--top-p", "0"), "top_p"),
+        (("--temperature", "1", "--top-k", "-2"), "top_k"),
+        (("--temperature", "1", "--min-p", "1.5"), "min_p"),
+        (("--top-p", "0.9"), "--temperature is 0, which takes the likeliest"),
+        (
+            ("--temperature", "1", "--against", "llama.cpp"),
+            "--temperature is 1, but other programs",
+        ),
+    ],
+)
+def test_bench_refuses_sampling_that_cannot_be(
+    cli: Cli, tiny: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    outcome = cli("bench", "tiny", *arguments)
+    assert outcome.status == 1
+    assert sentence in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 def test_no_display_is_said_and_the_terminal_used(

@@ -27,6 +27,7 @@ from octavo.engine.scheduler import Scheduler
 from octavo.engine.tokenizer import Tokenizer, byte_alphabet, tokenizer_from_metadata
 from octavo.engine.torch_executor import TorchExecutor
 from octavo.engine.truncation import likeliest
+from octavo.settings import ChatDefaults
 from tests.support.tiny_decoders import random_model, random_tokens, tiny_config, tiny_plan
 
 MAX_NUM_SEQS = 5
@@ -271,6 +272,51 @@ def test_answers_of_the_kernels_are_the_same(seed: int, options: dict[str, Any])
     found, _ = run(make_cpu_executor, seed=seed, block_size=16, **options)
     expected, _ = run(WaitingExecutor, seed=seed, block_size=16, **options)
     assert found == expected
+
+
+CHAT = ChatDefaults()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "is_ahead"),
+    [
+        ({"temperature": CHAT.temperature, "top_p": CHAT.top_p}, True),
+        ({"temperature": 1.0, "top_k": 20, "min_p": 0.05}, True),
+        ({"temperature": 0.0, "min_tokens": 3}, True),
+        ({"temperature": 1.0, "allowed_token_ids": tuple(range(40))}, True),
+        ({"temperature": 1.0, "repetition_penalty": 1.1}, False),
+        ({"temperature": 1.0, "logprobs": 2}, False),
+    ],
+)
+def test_the_kernels_choose_ahead_what_needs_no_tokens_before(
+    sampling: dict[str, Any], is_ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, executor = make_engine(make_cpu_executor, (), 40, 16)
+    unknown, waited = 0, 0
+    forward_sampled, compute_logits = executor.forward_sampled, executor.compute_logits
+
+    def count_unknown(inputs: StepInputs) -> torch.Tensor:
+        nonlocal unknown
+        unknown += int((inputs.token_ids < 0).sum())
+        hidden: torch.Tensor = forward_sampled(inputs)
+        return hidden
+
+    def count_waited(hidden: torch.Tensor) -> torch.Tensor:
+        nonlocal waited
+        waited += 1
+        logits: torch.Tensor = compute_logits(hidden)
+        return logits
+
+    monkeypatch.setattr(executor, "forward_sampled", count_unknown)
+    monkeypatch.setattr(executor, "compute_logits", count_waited)
+    params = SamplingParams(max_tokens=20, seed=3, ignore_eos=True, **sampling)
+    engine.add_request(GenerationRequest("1", tuple(random_tokens(9, 2)), params))
+    num_tokens = 0
+    while engine.has_work:
+        num_tokens += sum(len(delta.token_ids) for delta in engine.step())
+    assert num_tokens == 20
+    # All tokens but the first come from steps whose input was not known when they were begun.
+    assert (unknown, waited) == ((19, 0) if is_ahead else (0, 20))
 
 
 def test_an_aborted_request_leaves_the_others_alone() -> None:

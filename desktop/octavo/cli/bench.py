@@ -7,7 +7,12 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from octavo.cli.benchmark.timed_run import TimedRun, random_prompts, time_prompts
+from octavo.cli.benchmark.timed_run import (
+    TimedRun,
+    measured_sampling,
+    random_prompts,
+    time_prompts,
+)
 from octavo.cli.terminal import ProgressLine, find_model, loaded, make_core, print_table
 from octavo.core import Core
 from octavo.errors import InvalidInputError
@@ -65,6 +70,11 @@ def _check(options: argparse.Namespace) -> None:
         raise InvalidInputError(
             "--against and --http cannot be measured in one run.", hint="Leave one of them out."
         )
+    if not measured_sampling(options).is_greedy and options.against:
+        raise InvalidInputError(
+            f"--temperature is {options.temperature:g}, but other programs are measured with 0.",
+            hint="Leave out --against or the temperature.",
+        )
 
 
 def _measure(options: argparse.Namespace, core: Core, name: str) -> int:
@@ -109,8 +119,8 @@ def _measure(options: argparse.Namespace, core: Core, name: str) -> int:
         ],
     )
     print(
-        f"{options.prompt_tokens} prompt and {options.output_tokens} output tokens a request;"
-        f" median of {options.repetitions} after one warm-up."
+        f"{options.prompt_tokens} prompt and {options.output_tokens} output tokens a request,"
+        f" temperature {options.temperature:g}; median of {options.repetitions} after one warm-up."
     )
     return 0
 
@@ -118,11 +128,12 @@ def _measure(options: argparse.Namespace, core: Core, name: str) -> int:
 async def _row(core: Core, streams: int, options: argparse.Namespace) -> BenchRow:
     runs: list[TimedRun] = []
     line = ProgressLine()
+    params = measured_sampling(options)
     for repetition in range(options.repetitions + 1):
         stage = f"Measuring {streams} stream{'s' if streams > 1 else ''}"
         line.show(Progress(f"{stage}, run {repetition} of {options.repetitions}"))
         prompts = random_prompts(core, streams, options.prompt_tokens)
-        run = await time_prompts(core, prompts, options.output_tokens)
+        run = await time_prompts(core, prompts, params)
         if repetition > 0:  # the first warms up
             runs.append(run)
     line.clear()

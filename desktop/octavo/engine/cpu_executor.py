@@ -11,7 +11,7 @@ from octavo.engine.batch import StepInputs
 from octavo.engine.config import EngineConfig
 from octavo.engine.cpu_program import DecoderProgram
 from octavo.engine.executor import Draws
-from octavo.engine.kernels.cpu import attention, sampling
+from octavo.engine.kernels.cpu import attention, sampling, truncation
 from octavo.engine.kernels.cpu.limits import BLOCK_SIZE
 from octavo.engine.kernels.cpu.program import paged_buffer
 from octavo.engine.kernels.cpu.simd import TIER
@@ -75,7 +75,12 @@ class CPUExecutor:
             max_rows=max_rows,
             num_threads=num_threads,
         )
-        scratch_bytes = max(attention.SCRATCH_BYTES, sampling.SCRATCH_BYTES, 4 * config.hidden_size)
+        scratch_bytes = max(
+            attention.SCRATCH_BYTES,
+            sampling.SCRATCH_BYTES,
+            truncation.scratch_bytes(config.vocab_size),
+            4 * config.hidden_size,
+        )
         self._threads = WorkerThreads(num_threads, scratch_bytes)
         # One for the step that runs, one for the step that is begun meanwhile.
         self._step, self._other_step = (
@@ -87,6 +92,7 @@ class CPUExecutor:
             )
             for _ in range(2)
         )
+        self._masks: dict[int, npt.NDArray[np.int32]] = {}
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -118,9 +124,15 @@ class CPUExecutor:
         return self._program.rows[: len(inputs.logits_indices)]
 
     def choose(self, hidden: torch.Tensor, draws: Draws) -> "ChosenTokens":
-        assert not draws.top_ks, "only plain sequences are launched"
         step = self._step
-        step.want_tokens(draws.temperatures, draws.keys)
+        # Those of steps before are other arrays: what runs still reads them.
+        self._masks.update(draws.new_masks)
+        step.want_tokens(
+            draws.temperatures,
+            draws.keys,
+            list(zip(draws.top_ks, draws.top_ps, draws.min_ps, strict=True)),
+            [self._masks[number] if number else None for number in draws.masks],
+        )
         step.last_program = self._program.logits_of_rows.start(self._threads, step.address, step)
         return ChosenTokens(self._threads, step, len(hidden))
 

@@ -19,6 +19,7 @@ from octavo.engine.kernels.cpu import (
     rows,
     sampling,
     step_words,
+    truncation,
 )
 from octavo.engine.kernels.cpu.limits import ACTIVATIONS, BLOCK_SIZE
 from octavo.engine.kernels.cpu.linear import compile_kernel
@@ -518,10 +519,15 @@ class DecoderProgram:
             sampling.PART_SCORES: float_buffer(max_rows, parts),
             sampling.PART_TOKENS: torch.zeros(max_rows, parts, dtype=torch.int64),
             sampling.BEST_SCORES: float_buffer(max_rows),
+            sampling.GROUP_SCORES: float_buffer(max_rows, parts * sampling.PART_GROUPS),
+            sampling.PART_MASSES: float_buffer(max_rows, parts),
+            sampling.LOWEST_SCORES: float_buffer(max_rows),
         }
         for kernel, extent, factor in (
             (sampling.find_likeliest, step_words.NUM_CHOICES, parts),
             (sampling.take_likeliest, step_words.NUM_CHOICES, 1),
+            (truncation.weigh_parts, step_words.NUM_CUTS, parts),
+            (truncation.find_lowest_scores, step_words.NUM_CUTS, 1),
             (sampling.draw_parts, step_words.NUM_DRAWS, parts),
             (sampling.take_drawn, step_words.NUM_DRAWS, 1),
         ):

@@ -92,7 +92,7 @@ class LaunchingExecutor(Executor, Protocol):
 
         Args:
             hidden: [num_rows, hidden_size], as `forward_sampled` or `decode` gave them.
-            draws: of these rows; only a `DeviceExecutor` can leave tokens out.
+            draws: of these rows.
         """
 
 

@@ -110,7 +110,7 @@ class ModelRunner:
 
     def suits(self, sequence: TokenSequence) -> bool:
         """Whether a sequence's tokens can be chosen without the host."""
-        return sequence.suits_device if self._device_executor is not None else sequence.is_plain
+        return sequence.suits_device
 
     @device_errors()
     @torch.inference_mode()

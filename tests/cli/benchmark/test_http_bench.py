@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from octavo.cli.benchmark.http_clients import stream_completions
+from octavo.engine.sampling_params import SamplingParams
 from octavo.errors import EngineError
 from tests.cli.conftest import Cli
 
@@ -17,6 +18,7 @@ HEAD = (
     b"connection: close\r\n\r\n"
 )
 Answer = Sequence[bytes]
+TWO = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=2, ignore_eos=True)
 
 
 def chunk(*events: object) -> bytes:
@@ -68,13 +70,14 @@ async def test_streams_are_counted_from_the_request_to_the_last_byte(endpoint: E
     # An event may come in parts, and several in one.
     last = chunk(piece("b"), USAGE)
     endpoint.parts = [HEAD, chunk(piece("a")), last[:9], last[9:], chunk(b"[DONE]") + b"0\r\n\r\n"]
-    run = await stream_completions("127.0.0.1", endpoint.port, [[1, 2], [3, 4], [5, 6]], 2)
+    run = await stream_completions("127.0.0.1", endpoint.port, [[1, 2], [3, 4], [5, 6]], TWO)
     assert run.output_tokens == 6
     assert 0.01 <= run.first_token_s < run.wall_s
     assert run.wall_s >= 0.04
     assert run.output_tokens_per_second == pytest.approx(6 / run.wall_s)
     assert sorted(str(body["prompt"]) for body in endpoint.bodies) == ["[1, 2]", "[3, 4]", "[5, 6]"]
     assert all(body["max_tokens"] == 2 and body["stream"] is True for body in endpoint.bodies)
+    assert all(body["temperature"] == 0.7 and body["top_p"] == 0.9 for body in endpoint.bodies)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ async def test_what_is_no_whole_answer_is_an_error(
 ) -> None:
     endpoint.parts = parts
     with pytest.raises(EngineError, match=message):
-        await stream_completions("127.0.0.1", endpoint.port, [[1, 2]], 2)
+        await stream_completions("127.0.0.1", endpoint.port, [[1, 2]], TWO)
 
 
 def test_a_server_process_is_measured_beside_the_engine(cli: Cli, tiny: object) -> None:

@@ -13,7 +13,12 @@ from octavo.checkpoint.header import read_checkpoint
 from octavo.cli.benchmark.bandwidth import ReadBandwidth, weight_bytes_per_token
 from octavo.cli.benchmark.peer import Peer
 from octavo.cli.benchmark.peer_kinds import PEERS
-from octavo.cli.benchmark.timed_run import TimedRun, random_prompts, time_prompts
+from octavo.cli.benchmark.timed_run import (
+    TimedRun,
+    measured_sampling,
+    random_prompts,
+    time_prompts,
+)
 from octavo.cli.terminal import ProgressLine, loaded, print_table
 from octavo.core import Core
 from octavo.engine.device import default_cpu_threads
@@ -135,7 +140,7 @@ async def _run_round(
 ) -> _Round:
     prompts = random_prompts(core, streams, options.prompt_tokens)
     read = await asyncio.to_thread(bandwidth.bytes_per_second)
-    ours = await time_prompts(core, prompts, options.output_tokens)
+    ours = await time_prompts(core, prompts, measured_sampling(options))
     theirs = [await asyncio.to_thread(peer.run, prompts, options.output_tokens) for peer in peers]
     return _Round(read, ours, tuple(theirs))
 

@@ -14,7 +14,12 @@ from pathlib import Path
 from types import TracebackType
 
 from octavo.cli.benchmark.http_clients import HttpRun, stream_completions
-from octavo.cli.benchmark.timed_run import TimedRun, random_prompts, time_prompts
+from octavo.cli.benchmark.timed_run import (
+    TimedRun,
+    measured_sampling,
+    random_prompts,
+    time_prompts,
+)
 from octavo.cli.terminal import ENGINE_OPTIONS, ProgressLine, loaded, print_table
 from octavo.core import Core
 from octavo.errors import ServerError
@@ -154,13 +159,12 @@ async def _row(
     line = ProgressLine()
     engine_runs: list[TimedRun] = []
     http_runs: list[HttpRun] = []
+    params = measured_sampling(options)
     for number in range(options.repetitions + 1):
         line.show(Progress(f"{clients} clients, round {number} of {options.repetitions}"))
         prompts = random_prompts(core, clients, options.prompt_tokens)
-        engine_run = await time_prompts(core, prompts, options.output_tokens)
-        http_run = await stream_completions(
-            server.host, server.port, prompts, options.output_tokens
-        )
+        engine_run = await time_prompts(core, prompts, params)
+        http_run = await stream_completions(server.host, server.port, prompts, params)
         if number:  # the first warms up
             engine_runs.append(engine_run)
             http_runs.append(http_run)

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from octavo.engine.sampling_params import SamplingParams
 from octavo.errors import EngineError
 
 _BUFFER_BYTES = 1 << 16
@@ -30,16 +31,18 @@ class HttpRun:
 
 
 async def stream_completions(
-    host: str, port: int, prompts: list[list[int]], output_tokens: int
+    host: str, port: int, prompts: list[list[int]], params: SamplingParams
 ) -> HttpRun:
     """Posts every prompt on a connection of its own and reads all answers to their ends.
 
     Raises:
         EngineError: an answer is an error, or ends before it has all tokens.
     """
+    output_tokens = params.max_tokens
+    assert output_tokens is not None
     started_at = time.perf_counter()
     answers = await asyncio.gather(
-        *(_stream(host, port, _request(host, port, prompt, output_tokens)) for prompt in prompts)
+        *(_stream(host, port, _request(host, port, prompt, params)) for prompt in prompts)
     )
     for answer in answers:
         answer.check(output_tokens)
@@ -50,13 +53,16 @@ async def stream_completions(
     )
 
 
-def _request(host: str, port: int, prompt: list[int], output_tokens: int) -> bytes:
+def _request(host: str, port: int, prompt: list[int], params: SamplingParams) -> bytes:
     body = json.dumps(
         {
             "prompt": prompt,
-            "max_tokens": output_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
+            "max_tokens": params.max_tokens,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k,
+            "min_p": params.min_p,
+            "ignore_eos": params.ignore_eos,
             "stream": True,
             "stream_options": {"include_usage": True},
         }

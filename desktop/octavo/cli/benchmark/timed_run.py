@@ -1,5 +1,6 @@
 """`TimedRun`: how long some prompts and their answers took; `time_prompts` is our engine's way."""
 
+import argparse
 import asyncio
 import contextlib
 import random
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 from octavo.core import Core
 from octavo.engine.sampling_params import SamplingParams
-from octavo.errors import EngineError
+from octavo.errors import EngineError, InvalidInputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,30 @@ class TimedRun:
         return self.decode_cpu_s * 1000 / max(self.decoded_tokens, 1)
 
 
+def measured_sampling(options: argparse.Namespace) -> SamplingParams:
+    """How the answers of `octavo bench` are sampled; no end of text ends them.
+
+    Raises:
+        InvalidRequestError: a value is out of its range.
+        InvalidInputError: tokens are to be left out of a choice that always takes the likeliest.
+    """
+    params = SamplingParams(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        max_tokens=options.output_tokens,
+        ignore_eos=True,
+    )
+    if params.truncates and params.is_greedy:
+        raise InvalidInputError(
+            "--temperature is 0, which takes the likeliest token whatever --top-p, --top-k and"
+            " --min-p leave.",
+            hint="Add a temperature, as the chat's --temperature 0.7.",
+        )
+    return params
+
+
 def random_prompts(core: Core, streams: int, prompt_tokens: int) -> list[list[int]]:
     """Fresh ones for every run, so that no prefix is cached."""
     vocab_size = core.host.tokenizer.vocab_size
@@ -54,13 +79,19 @@ def random_prompts(core: Core, streams: int, prompt_tokens: int) -> list[list[in
     ]
 
 
-async def time_prompts(core: Core, prompts: list[list[int]], output_tokens: int) -> TimedRun:
-    """Runs prompts together, greedily and without end of text.
+async def time_prompts(core: Core, prompts: list[list[int]], params: SamplingParams) -> TimedRun:
+    """Runs prompts together.
+
+    Args:
+        core: has the model loaded.
+        prompts: token ids.
+        params: as `measured_sampling` gives them.
 
     Raises:
         EngineError: one of them ended early.
     """
-    params = SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True)
+    output_tokens = params.max_tokens
+    assert output_tokens is not None
     arrivals: list[list[_Arrival]] = [[] for _ in prompts]
 
     async def complete(prompt: list[int], arrived: list[_Arrival]) -> None:

@@ -10,7 +10,7 @@ def add_bench(verbs: Verbs) -> None:
         verbs,
         "bench",
         "measure tokens per second and time to first token",
-        "Runs fresh random prompts, greedy and without end of text: prefill and decode of N streams"
+        "Runs fresh random prompts without end of text: prefill and decode of N streams"
         " at once, one number of streams after the other. Medians of the repetitions. Against peers"
         " and over HTTP, the sides take turns in each repetition, and ratios are of its two runs.",
         [
@@ -21,6 +21,7 @@ def add_bench(verbs: Verbs) -> None:
                 "octavo bench starter --against llama.cpp --cpu-threads 1 --streams 1",
                 "processor time of a token",
             ),
+            Example("octavo bench starter --temperature 0.7 --top-p 0.95", "as the chat samples"),
             Example("octavo bench starter --http --streams 16", "what the server costs"),
             Example("octavo bench --dummy-weights Llama-3.2-1B", "no model file; see below"),
             Example(
@@ -45,6 +46,7 @@ def add_bench(verbs: Verbs) -> None:
     parser.add_argument(
         "--repetitions", type=int, default=5, metavar="N", help="runs after a warm-up"
     )
+    _add_sampling(parser)
     parser.add_argument(
         "--tune",
         action="store_true",
@@ -58,6 +60,22 @@ def add_bench(verbs: Verbs) -> None:
     add_engine(parser)
     # Figures are of the kernels, even where they must be compiled first.
     parser.set_defaults(verb="bench:bench_verb", waits_for_kernels=True)
+
+
+def _add_sampling(parser: VerbParser) -> None:
+    group = parser.add_argument_group("how tokens are chosen")
+    group.add_argument(
+        "--temperature", type=float, default=0.0, metavar="X", help="0 takes the likeliest token"
+    )
+    group.add_argument(
+        "--top-p", type=float, default=1.0, metavar="X", help="likeliest tokens up to this share"
+    )
+    group.add_argument(
+        "--top-k", type=int, default=0, metavar="N", help="likeliest N tokens; 0 is all of them"
+    )
+    group.add_argument(
+        "--min-p", type=float, default=0.0, metavar="X", help="least share of the likeliest"
+    )
 
 
 def _add_peers(parser: VerbParser) -> None:

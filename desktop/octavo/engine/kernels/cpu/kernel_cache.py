@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 MODULES = (
     *("step_loop", "worker_threads", "embedding", "rotary", "rows", "attention", "moe", "linear"),
-    "sampling",
+    *("sampling", "truncation"),
 )
 """Importing one compiles what is in it."""
 USUAL_FORMS = ("q4_0", "q4_1", "q8_0", "q4_k", "q6_k")

@@ -312,7 +312,7 @@ def div(_context, x, y):
 
 @intrinsic
 def maximum(_context, x, y):
-    """Lane by lane; not for NaN."""
+    """Lane by lane; y where either is NaN."""
     return F32(F32, F32), _emitting(emit.maximum)
 
 

@@ -164,7 +164,7 @@ def absolute(b: Builder, x: Value) -> Value:
 
 
 def maximum(b: Builder, x: Value, y: Value) -> Value:
-    """Lane by lane; not for NaN."""
+    """Lane by lane; y where either is NaN."""
     return b.select(b.fcmp_ordered(">", x, y), x, y)
 
 

@@ -1,5 +1,6 @@
 """`StepArrays`: what a program's operations read about a step, kept where they find it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,10 @@ class StepArrays:
         """[max_rows]: the tokens that the step chooses."""
         self._temperatures = np.zeros(max_rows, dtype=np.float32)
         self._noise_keys = np.zeros(max_rows, dtype=np.uint64)
+        self._top_ks = np.zeros(max_rows, dtype=np.int64)
+        self._top_ps = np.ones(max_rows, dtype=np.float32)
+        self._min_ps = np.zeros(max_rows, dtype=np.float32)
+        self._masks = np.zeros(max_rows, dtype=np.uint64)
         self._group_size = group_size
         self._words = np.zeros(words.num_step_words(num_groups), dtype=np.int64)
         self._words[words.ONE] = 1
@@ -47,11 +52,16 @@ class StepArrays:
             (words.CHOSEN, self.chosen),
             (words.TEMPERATURES, self._temperatures),
             (words.NOISE_KEYS, self._noise_keys),
+            (words.TOP_KS, self._top_ks),
+            (words.TOP_PS, self._top_ps),
+            (words.MIN_PS, self._min_ps),
+            (words.MASKS, self._masks),
         ):
             self._words[word] = array.ctypes.data
         # Tiles of steps in which every sequence has one token, made once.
         self._decode_tiles = _tiles(np.ones(0, dtype=np.int64), group_size)
         self._kept: list[IntArray] = []
+        self._kept_masks: Sequence[IntArray | None] = ()
 
     @property
     def address(self) -> int:
@@ -122,14 +132,24 @@ class StepArrays:
     def want_rows(self, num_rows: int) -> None:
         """Says of how many rows logits are wanted, and nothing else."""
         self._words[words.NUM_ROWS] = num_rows
-        self._words[words.NUM_CHOICES] = self._words[words.NUM_DRAWS] = 0
+        for word in (words.NUM_CHOICES, words.NUM_DRAWS, words.NUM_CUTS):
+            self._words[word] = 0
 
-    def want_tokens(self, temperatures: Sequence[float], noise_keys: Sequence[int]) -> None:
+    def want_tokens(
+        self,
+        temperatures: Sequence[float],
+        noise_keys: Sequence[int],
+        truncation: Sequence[tuple[int, float, float]] = (),
+        masks: Sequence[IntArray | None] = (),
+    ) -> None:
         """Says how the tokens of all rows are chosen.
 
         Args:
             temperatures: of each row; 0: its likeliest token.
             noise_keys: of each row, from 0 to 2 ** 64 - 1.
+            truncation: top-k, top-p and min-p of each row; empty: no row leaves anything out.
+            masks: of each row, bits of the tokens that may come, kept until the next step's; None:
+                all may; empty: in every row.
         """
         num_rows = len(temperatures)
         self._temperatures[:num_rows] = temperatures
@@ -137,6 +157,15 @@ class StepArrays:
         step = self._words
         step[words.NUM_ROWS] = step[words.NUM_CHOICES] = num_rows
         step[words.NUM_DRAWS] = num_rows if any(temperatures) else 0
+        step[words.NUM_CUTS] = len(truncation)
+        if truncation:
+            top_ks, top_ps, min_ps = zip(*truncation, strict=True)
+            self._top_ks[:num_rows], self._top_ps[:num_rows] = top_ks, top_ps
+            self._min_ps[:num_rows] = [math.log(one) if one else -math.inf for one in min_ps]
+        self._kept_masks = masks
+        self._masks[:num_rows] = 0
+        for row, mask in enumerate(masks):
+            self._masks[row] = 0 if mask is None else mask.ctypes.data
 
     def _num_splits(self, num_seqs: int, context_len: int) -> int:
         """How many threads should share the context of a decode."""

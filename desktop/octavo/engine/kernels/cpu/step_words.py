@@ -42,7 +42,18 @@ NUM_SPLITS = 19
 """Into how many parts the context of each tile is split; above 1 NUM_DECODE is 0."""
 NUM_JOINED = 20
 """Tiles whose parts are joined afterwards: all of them, or none if there is but one part."""
-FIRST_GROUP = 21
+NUM_CUTS = 21
+"""NUM_CHOICES if any of them leaves tokens out by top-k, top-p or min-p, else 0."""
+TOP_KS = 22
+"""Address of [NUM_CUTS], int64; 0: all tokens."""
+TOP_PS = 23
+"""Address of [NUM_CUTS], float32; 1: all tokens."""
+MIN_PS = 24
+"""Address of [NUM_CUTS], float32, as logarithms; -inf: all tokens."""
+MASKS = 25
+"""Address of [NUM_CHOICES], addresses of a bit for each token, 1 for those that may come; 0: all
+may."""
+FIRST_GROUP = 26
 GROUP_WORDS = 3
 # Words of a KV group, from FIRST_GROUP + GROUP_WORDS * group on.
 SLOTS = 0
