@@ -236,7 +236,7 @@ async def test_streams_go_on_over_the_switch(checkpoint: Path, compiler: Compile
     assert report.executor == "CPU kernels"
     assert report.plan.uses_kernels
     assert not report.is_temporary
-    assert Progress(STAGE, 7, 15) in running.progress
+    assert Progress(STAGE, 7, 15, "kernels") in running.progress
     assert running.num_running_at_switch > 0
     for _, result in results:
         assert result.finish_reason is FinishReason.LENGTH

@@ -48,7 +48,8 @@ class KernelUpgrade:
 
     def prepare(self, control: JobControl) -> None:
         self._load.compile_kernels(
-            lambda done, total: control.report(Progress(STAGE, done, total)), in_child_only=True
+            lambda done, total: control.report(Progress(STAGE, done, total, "kernels")),
+            in_child_only=True,
         )
         # Whoever looks is to read the same words until the engine has switched.
         self._executor = self._load.executor(self._plan, control.without_progress())

@@ -255,7 +255,7 @@ def _keep_tiles(
 
 
 def _progress_of(control: JobControl, stage: str) -> "ReportParts":
-    return lambda done, total: control.report(Progress(stage, done, total))
+    return lambda done, total: control.report(Progress(stage, done, total, "kernels"))
 
 
 def _weights_note(model_config: ModelConfig, plan: MemoryPlan) -> str:
