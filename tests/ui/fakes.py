@@ -15,6 +15,7 @@ from octavo.engine.device import Device
 from octavo.engine.load_report import LoadReport
 from octavo.engine.memory import MemoryItem, MemoryPlan
 from octavo.engine.request import EngineStats
+from octavo.engine.tile_store import TileStore
 from octavo.errors import ModelNotFoundError, OctavoError, UnsupportedModelError
 from octavo.events import Event
 from octavo.host import HostState, HostStatus
@@ -305,6 +306,7 @@ class FakeCore:
         self.downloads = FakeDownloads()
         self.fake_hub = FakeHub()
         self.tokens = TokenStore(self.paths.token_file)
+        self.tile_store = TileStore(self.paths.tiles_dir)
         self.hub_cache = HubCache(root / "hub-cache")
 
     def hub(self) -> FakeHub:

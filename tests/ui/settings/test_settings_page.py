@@ -69,6 +69,22 @@ async def test_folders_are_added_once_and_taken_away(page: SettingsPage, core: F
     assert not core.settings.value.storage.extra_folders
 
 
+async def test_weights_kept_for_loads_are_counted_and_removed(
+    page: SettingsPage, core: FakeCore
+) -> None:
+    row, button = page.storage.kept_row, page.storage.remove_kept
+    await until(lambda: "There are none now." in row.sentence.text())
+    assert not button.isEnabled()
+    core.paths.tiles_dir.mkdir(parents=True)
+    kept = core.paths.tiles_dir / "model.tiles"
+    kept.write_bytes(bytes(3 << 20))
+    page.hide()
+    page.show()
+    await until(lambda: "Now 3.0 MiB." in row.sentence.text())
+    button.click()
+    await until(lambda: not kept.exists() and "There are none now." in row.sentence.text())
+
+
 async def test_engine_options_are_saved(page: SettingsPage, core: FakeCore) -> None:
     page.engine.dtype.set_value("float32")
     page.engine.dtype.activated.emit(page.engine.dtype.currentIndex())

@@ -84,6 +84,7 @@ class SettingsPage(ScrolledPage):
         super().showEvent(event)
         # Drives come and go, and another Octavo may have changed the token.
         self.storage.show_folders()
+        spawn(self.storage.show_kept(), self.show_error)
         spawn(self.hub.show_place(), self.hub.show_error)
         if not self._knows_devices:
             self._knows_devices = True

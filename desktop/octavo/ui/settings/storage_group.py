@@ -1,5 +1,6 @@
 """The groups of the settings page that deal with folders: where models lie, and the log."""
 
+import asyncio
 import dataclasses
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from octavo.ui.widgets.buttons import Button, IconButton
 from octavo.ui.widgets.dialogs import choose_folder
 from octavo.ui.widgets.labels import label
 from octavo.ui.widgets.switch import Switch
+from octavo.units import format_bytes
 
 
 class StorageGroup(SettingGroup):
-    """The models folder, the hub's cache, and further folders to search."""
+    """The models folder, the hub's cache, further folders to search, and what loads keep."""
 
     def __init__(self, save: Save, core: Core) -> None:
         super().__init__("Models")
@@ -51,6 +53,11 @@ class StorageGroup(SettingGroup):
         self.folders.remove_asked.connect(self.remove_folder)
         sentence = "Searched for models and never downloaded to, as the folders of other programs."
         self.add_row(SettingRow("Further folders", sentence, self.folders, is_below=True))
+        self.remove_kept = Button("Remove")
+        self.remove_kept.setAccessibleName("Remove the weights kept for the processor")
+        self.remove_kept.clicked.connect(lambda: spawn(self._remove_kept()))
+        self.kept_row = SettingRow("Weights kept for the processor", " ", self.remove_kept)
+        self.add_row(self.kept_row)
         self._extra: tuple[str, ...] = ()
 
     def show_settings(self, settings: Settings) -> None:
@@ -79,6 +86,21 @@ class StorageGroup(SettingGroup):
     def show_folders(self) -> None:
         """Shows the further folders, and which of them are not there now."""
         self.folders.show_folders(self._extra)
+
+    async def show_kept(self) -> None:
+        """Shows what the weights take that are kept as the processor's kernels read them."""
+        num_bytes = await asyncio.to_thread(self._core.tile_store.num_bytes)
+        taken = f"Now {format_bytes(num_bytes)}." if num_bytes else "There are none now."
+        self.kept_row.sentence.setText(
+            f"So that a model loads at once the next time. {taken} Removed, they come back with the"
+            " next load."
+        )
+        self.remove_kept.setEnabled(num_bytes > 0)
+
+    async def _remove_kept(self) -> None:
+        self.remove_kept.setEnabled(False)
+        await asyncio.to_thread(self._core.tile_store.clear)
+        await self.show_kept()
 
     def add_folder(self, folder: str) -> None:
         """Adds a folder; one that is there already stays once."""
