@@ -44,7 +44,11 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_mixture(
     mixture: MoEConfig, hidden_size: int, form: str, downs_form: str, dtype: torch.dtype
 ) -> tuple[GpuExperts, MoE]:
-    """Packed experts in kernels, and in float32 the module that they stand for."""
+    """Packed experts in kernels, and in float32 the module that they stand for.
+
+    Both pick by logits in the type of the activations: among many experts some are so nearly equal
+    that rounding decides.
+    """
     config = tiny_config(hidden_size=hidden_size, moe=mixture)
     count, inner = mixture.num_experts, mixture.intermediate_size
     gate_ups = make_tiled(form, count * 2 * inner, hidden_size, DEVICE)
@@ -61,6 +65,7 @@ def make_mixture(
         scale = 4.0 if name == "gate.weight" else 1.0
         parameter.copy_(torch.randn(parameter.shape) * scale * parameter.shape[-1] ** -0.5)
         twin.copy_(parameter)
+    exact.gate.forward = lambda rows: rounded.gate(rows.to(dtype)).float()  # type: ignore[method-assign]
     unpacked = gate_ups.unpack().view(count, 2, inner, hidden_size)
     exact.experts.gate_proj.copy_(unpacked[:, 0])
     exact.experts.up_proj.copy_(unpacked[:, 1])
