@@ -65,7 +65,7 @@ def make_mixture(
         scale = 4.0 if name == "gate.weight" else 1.0
         parameter.copy_(torch.randn(parameter.shape) * scale * parameter.shape[-1] ** -0.5)
         twin.copy_(parameter)
-    exact.gate.forward = lambda rows: rounded.gate(rows.to(dtype)).float()  # type: ignore[method-assign]
+    exact.gate.forward = lambda rows: rounded.gate(rows.to(dtype)).float()  # type: ignore[assignment, method-assign]
     unpacked = gate_ups.unpack().view(count, 2, inner, hidden_size)
     exact.experts.gate_proj.copy_(unpacked[:, 0])
     exact.experts.up_proj.copy_(unpacked[:, 1])
