@@ -53,3 +53,15 @@ def test_an_open_address_without_a_key_is_refused_before_the_load(tiny: Path) ->
     assert process.returncode == 1
     assert "no API key is set" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(("option", "value"), [("--port", "70000"), ("--host", "0.0.0.0")])
+def test_nothing_is_fetched_for_an_address_that_is_refused(
+    paths: AppPaths, option: str, value: str
+) -> None:
+    with octavo("serve", option, value) as process:
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert value in errors
+    assert "Fetching" not in errors
+    assert not list(paths.models_dir.glob("*"))

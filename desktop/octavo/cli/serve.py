@@ -12,6 +12,7 @@ from octavo.cli.terminal import find_model, loaded, make_core
 from octavo.core import Core
 from octavo.hub.library import LibraryModel
 from octavo.paths import AppPaths
+from octavo.server.address import check_wanted
 
 KEY_VARIABLE = "OCTAVO_API_KEY"
 
@@ -19,6 +20,8 @@ KEY_VARIABLE = "OCTAVO_API_KEY"
 def serve_verb(options: argparse.Namespace, paths: AppPaths) -> int:
     """`octavo serve [MODEL]`."""
     core = make_core(options, paths)
+    # Before the starter model is fetched for nothing.
+    check_wanted(options.host, _port(core, options), has_key=bool(_key(core, options)))
     return asyncio.run(_serve(core, find_model(core, options.model), options))
 
 
@@ -28,7 +31,7 @@ async def _serve(core: Core, model: LibraryModel, options: argparse.Namespace) -
     Clients are told that the model is being loaded.
     """
     settings = core.settings.value.server
-    port = settings.port if options.port is None else options.port
+    port = _port(core, options)
     key = _key(core, options)
     origins = settings.allowed_origins if options.allow_origin is None else options.allow_origin
     with _signals_cancel(asyncio.current_task()):
@@ -45,6 +48,10 @@ async def _serve(core: Core, model: LibraryModel, options: argparse.Namespace) -
         except asyncio.CancelledError:
             print("Stopped.", file=sys.stderr)
     return 0
+
+
+def _port(core: Core, options: argparse.Namespace) -> int:
+    return core.settings.value.server.port if options.port is None else int(options.port)
 
 
 def _key(core: Core, options: argparse.Namespace) -> str:

@@ -36,12 +36,12 @@ class ServerAddress:
         return ipaddress.ip_address(self.host.partition("%")[0]).is_loopback
 
 
-def bind(host: str, port: int, *, has_key: bool) -> tuple[socket.socket, ServerAddress]:
-    """Binds the port or the next free one; 0 takes any.
+def check_wanted(host: str, port: int, *, has_key: bool) -> tuple[socket.AddressFamily, str]:
+    """Refuses what can be refused before a port is bound, and says which address a host is.
 
     Raises:
         InvalidInputError: the port is out of range; other machines could come without a key.
-        ServerError: the address is not this machine's, or no port is free.
+        ServerError: the address is not this machine's.
     """
     if not 0 <= port <= 65535:
         raise InvalidInputError(f"The port is {port}; it must be 0 to 65535.")
@@ -51,6 +51,17 @@ def bind(host: str, port: int, *, has_key: bool) -> tuple[socket.socket, ServerA
             f"At {host} other machines could use the endpoint, and no API key is set.",
             hint="Set an API key, or stay at 127.0.0.1.",
         )
+    return family, ip
+
+
+def bind(host: str, port: int, *, has_key: bool) -> tuple[socket.socket, ServerAddress]:
+    """Binds the port or the next free one; 0 takes any.
+
+    Raises:
+        InvalidInputError: the port is out of range; other machines could come without a key.
+        ServerError: the address is not this machine's, or no port is free.
+    """
+    family, ip = check_wanted(host, port, has_key=has_key)
     ports = range(port, min(port + MAX_PORTS_TRIED, 65535) + 1) if port else [0]
     for candidate in ports:
         listener = _listen(family, ip, candidate)
