@@ -402,3 +402,12 @@ def test_store_in_memory_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monk
         assert titles(other) == []
         assert store.is_owner
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_store_says_so(store: ChatStore, path: Path) -> None:
+    conversation = ask(store, "Why is the sky blue?")
+    store.close()
+    for late in (store.conversations, lambda: store.rename(conversation, "Sky")):
+        with pytest.raises(ChatStoreError) as caught:
+            late()
+        assert str(path) in str(caught.value)

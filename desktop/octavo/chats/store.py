@@ -69,6 +69,7 @@ class ChatStore:
         """Id of the conversation whose title, place in the list, or messages are new; not emitted
         for each save of an answer that grows."""
         self._changed_ids: list[int] = []
+        self._is_closed = False
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
             opening.callback(self._resources.close)
@@ -97,12 +98,16 @@ class ChatStore:
         return self._is_owner
 
     def close(self) -> None:
+        """Who reads or writes later, a timer of the closing window say, gets a ChatStoreError."""
+        self._is_closed = True
         self._resources.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Saves all that its block changes, or nothing; `changed` is emitted once it is saved."""
-        if self._connection.in_transaction:
+        with self._translated_errors():
+            is_nested = self._connection.in_transaction
+        if is_nested:
             yield
             return
         self._run("BEGIN IMMEDIATE")
@@ -402,8 +407,12 @@ class ChatStore:
     def _translated_errors(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.ProgrammingError:
-            # Wrong thread, closed store, wrong SQL: our own mistake, not the file's.
+        except sqlite3.ProgrammingError as error:
+            if self._is_closed:
+                raise ChatStoreError(
+                    f"The conversations in {self._path} are closed.", hint="Start Octavo again."
+                ) from error
+            # Wrong thread, wrong SQL: our own mistake, not the file's.
             raise
         except sqlite3.Error as error:
             raise _translated(error, self._path) from error

@@ -192,3 +192,11 @@ async def test_a_new_conversation_joins_with_its_first_message(
     created = chat_core.chats.create_conversation(title="New one")
     await until(lambda: "New one" in titles(listed))
     assert listed.selected == created.id
+
+
+async def test_a_change_just_before_the_store_closes_is_harmless(
+    chat_core: FakeChatCore, listed: ConversationList
+) -> None:
+    chat_core.chats.create_conversation(title="Last words")
+    chat_core.chats.close()
+    await until(lambda: "closed" in listed.note)

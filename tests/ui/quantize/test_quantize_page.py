@@ -82,7 +82,8 @@ async def page(
 ) -> QuantizePage:
     core.models_dir.mkdir(parents=True, exist_ok=True)
     path = TinyLlama().write(tmp_path / "tiny.gguf")
-    model = make_model(SOURCE, path=path, size_bytes=path.stat().st_size)
+    title = "Tiny Llama that was given a rather long title by whoever made it"
+    model = make_model(SOURCE, title=title, path=path, size_bytes=path.stat().st_size)
     core.library.models = [model, make_model("broken", problem="It is damaged.")]
     page = QuantizePage(core.as_core, quantize=quantize)
     page.resize(900, 900)

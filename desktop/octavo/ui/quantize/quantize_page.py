@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PySide6.QtCore import Qt, QTimer, Signal
 from PySide6.QtGui import QShowEvent
-from PySide6.QtWidgets import QHBoxLayout, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QComboBox, QHBoxLayout, QVBoxLayout, QWidget
 
 from octavo.checkpoint.header import read_checkpoint
 from octavo.core import Core
@@ -43,6 +43,8 @@ from octavo.units import format_bytes
 
 WIDE_FROM = 640
 MAX_WIDTH = 880
+NARROWEST_NAME = 20
+"""Characters of the chosen model that are seen in the narrowest window."""
 
 
 class QuantizePage(ScrolledPage):
@@ -132,6 +134,10 @@ class QuantizePage(ScrolledPage):
     def _build_form(self) -> Card:
         card = Card()
         self.picker = ChoiceBox("Model to make smaller", [])
+        self.picker.setMinimumContentsLength(NARROWEST_NAME)
+        self.picker.setSizeAdjustPolicy(
+            QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+        )
         self.picker.chosen.connect(lambda _name: self._show_source())
         title = label("Model", "strong")
         title.setBuddy(self.picker)
