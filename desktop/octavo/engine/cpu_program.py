@@ -141,7 +141,7 @@ class DecoderProgram:
             embedding.SIZE: self._config.hidden_size,
             embedding.ROWS: self.residual,
             embedding.ROW_SCALE: 1.0 if scale is None else scale,
-            **embedding.form_words(packed.form, packed.padded_columns, packed.group_size),
+            **embedding.form_words(packed.form, packed.group_size),
         }
         self.layers.add(embedding.embed_tokens, words, extent=step_words.NUM_TOKENS)
 

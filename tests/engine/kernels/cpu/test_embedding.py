@@ -23,7 +23,7 @@ def test_rows_are_those_of_the_matrix(kind: str) -> None:
             embedding.SIZE: packed.num_columns,
             embedding.ROWS: rows,
             embedding.ROW_SCALE: 2.0,
-            **embedding.form_words(packed.form, packed.padded_columns, packed.group_size),
+            **embedding.form_words(packed.form, packed.group_size),
         },
         {
             step_words.NUM_TOKENS: len(token_ids),

@@ -16,7 +16,6 @@ from octavo.engine.kernels.cpu.simd import (
 from octavo.engine.kernels.cpu.step_loop import FIRST_ARGUMENT, KERNEL_SIGNATURE
 from octavo.engine.kernels.cpu.tiles_forms import (
     GROUP,
-    SUPER_GROUP,
     TILE_ROWS,
     Codes,
     Scales,
@@ -32,12 +31,13 @@ CODES = FIRST_ARGUMENT + 3
 SCALES = FIRST_ARGUMENT + 4
 """Which of `tiles_forms.Scales`, by its number there."""
 CENTRE = FIRST_ARGUMENT + 5
-GROUP_SIZE = FIRST_ARGUMENT + 6
-ROWS = FIRST_ARGUMENT + 7
+RECORD_COLUMNS = FIRST_ARGUMENT + 6
+RECORD_BYTES = FIRST_ARGUMENT + 7
+ROWS = FIRST_ARGUMENT + 8
 """Address of [num_tokens, SIZE], float32."""
-ROW_SCALE = FIRST_ARGUMENT + 8
-FIRST_PLANE = FIRST_ARGUMENT + 9
-"""Where the planes begin in a tile, in the order of `PLANES`."""
+ROW_SCALE = FIRST_ARGUMENT + 9
+FIRST_PLANE = FIRST_ARGUMENT + 10
+"""Where the planes begin in a record, in the order of `PLANES`."""
 PLANES = ("codes", "high", "scales", "offsets", "factors")
 
 _CODES = tuple(Codes)
@@ -48,14 +48,15 @@ assert len(_CODES) == 8
 assert len(_SCALES) == 6
 
 
-def form_words(form: TileForm, num_columns: int, group_size: int) -> dict[int, int]:
+def form_words(form: TileForm, group_size: int) -> dict[int, int]:
     """What of an operation's words follows from the form of the tiles."""
-    places = form.offsets(num_columns, group_size)
+    places = form.places(group_size)
     found = {
         CODES: _CODES.index(form.codes),
         SCALES: _SCALES.index(form.scales),
         CENTRE: form.centre,
-        GROUP_SIZE: group_size,
+        RECORD_COLUMNS: form.record_columns or group_size,
+        RECORD_BYTES: places["end"],
     }
     for number, plane in enumerate(PLANES):
         found[FIRST_PLANE + number] = places.get(plane, 0)
@@ -64,7 +65,7 @@ def form_words(form: TileForm, num_columns: int, group_size: int) -> dict[int, i
 
 @njit(nogil=True, cache=True)
 def _code(kind, codes, high, lane, column):
-    """A code as it is stored, its centre not subtracted; `tiles._unpack_codes` is its twin."""
+    """A code of a record, its centre not subtracted; `tiles._unpack_codes` is its twin."""
     group, place = column // GROUP, column % GROUP
     if kind == _SIGNED_BYTE:
         byte = read_u8(at(codes, 64 * (column // 4) + 4 * lane + column % 4))
@@ -77,9 +78,8 @@ def _code(kind, codes, high, lane, column):
         bits = read_u8(at(high, 64 * group + in_four))
         code |= (bits >> (place // 4) & 1) << 4
     elif kind == _FIVE_BIT_K:
-        super_group = column // SUPER_GROUP
-        bits = read_u8(at(high, 512 * super_group + 64 * (place // 4) + in_four))
-        code |= (bits >> (group % 8) & 1) << 4
+        bits = read_u8(at(high, 64 * (place // 4) + in_four))
+        code |= (bits >> group & 1) << 4
     elif kind == _SIX_BIT:
         bits = read_u8(at(high, 128 * group + 64 * (place // 16) + in_four))
         code |= (bits >> (2 * step) & 3) << 4
@@ -87,37 +87,32 @@ def _code(kind, codes, high, lane, column):
 
 
 @njit(nogil=True, cache=True)
-def _scale_and_offset(kind, scales, offsets, factors, group_size, lane, column):
-    """What turns a code into a weight; `tiles._unpack_scales` is its twin."""
-    group, super_group = column // GROUP, column // SUPER_GROUP
+def _scale_and_offset(kind, scales, offsets, factors, lane, column):
+    """What turns a code of a record into a weight; `tiles._unpack_scales` is its twin."""
     if kind == _HALF:
-        return read_f16(at(scales, 32 * group + 2 * lane)), float32(0.0)
+        return read_f16(at(scales, 2 * lane)), float32(0.0)
     if kind == _HALF_AND_OFFSET:
-        place = 32 * group + 2 * lane
-        return read_f16(at(scales, place)), read_f16(at(offsets, place))
+        return read_f16(at(scales, 2 * lane)), read_f16(at(offsets, 2 * lane))
     if kind == _FLOAT_AND_OFFSET:
-        place = 64 * (column // group_size) + 4 * lane
-        return read_f32(at(scales, place)), read_f32(at(offsets, place))
+        return read_f32(at(scales, 4 * lane)), read_f32(at(offsets, 4 * lane))
+    factor = read_f16(at(factors, 2 * lane))
     if kind == _K_HALVES:
         byte = read_u8(at(scales, 16 * (column // 16) + lane))
         integer = byte - 256 if byte > 127 else byte
-        factor = read_f16(at(factors, 32 * super_group + 2 * lane))
         return float32(integer) * factor, float32(0.0)
-    number = group % 8
-    start = 192 * super_group + lane
-    low = read_u8(at(scales, start + 16 * number))
-    upper = read_u8(at(scales, start + 16 * (8 + number // 2))) >> (4 * (number % 2)) & 15
-    place = 64 * super_group + 2 * lane
-    scale = float32(low & 63) * read_f16(at(factors, place))
-    return scale, float32(low >> 6 | upper << 2) * -read_f16(at(factors, place + 32))
+    number = column // GROUP
+    low = read_u8(at(scales, 16 * number + lane))
+    upper = read_u8(at(scales, 16 * (8 + number // 2) + lane)) >> (4 * (number % 2)) & 15
+    offset_factor = read_f16(at(factors, 32 + 2 * lane))
+    return float32(low & 63) * factor, float32(low >> 6 | upper << 2) * -offset_factor
 
 
 @njit(nogil=True, cache=True)
-def _read_float(kind, codes, lane, column):
+def _read_float(kind, codes, lane):
     """A weight that is stored in floating point."""
     if kind == _FLOAT32:
-        return read_f32(at(codes, 64 * column + 4 * lane))
-    place = at(codes, 32 * column + 2 * lane)
+        return read_f32(at(codes, 4 * lane))
+    place = at(codes, 2 * lane)
     return read_f16(place) if kind == _FLOAT16 else read_bf16(place)
 
 
@@ -130,7 +125,14 @@ def embed_tokens(operation, step, scratch, begin, end):
     op, step_ = uint64(operation), uint64(step)
     size = read_i64(at(op, 8 * SIZE))
     codes_kind, scales_kind = read_i64(at(op, 8 * CODES)), read_i64(at(op, 8 * SCALES))
-    centre, group_size = read_i64(at(op, 8 * CENTRE)), read_i64(at(op, 8 * GROUP_SIZE))
+    centre = read_i64(at(op, 8 * CENTRE))
+    record_columns = read_i64(at(op, 8 * RECORD_COLUMNS))
+    record_bytes = read_i64(at(op, 8 * RECORD_BYTES))
+    codes_at = read_i64(at(op, 8 * FIRST_PLANE))
+    high_at = read_i64(at(op, 8 * (FIRST_PLANE + 1)))
+    scales_at = read_i64(at(op, 8 * (FIRST_PLANE + 2)))
+    offsets_at = read_i64(at(op, 8 * (FIRST_PLANE + 3)))
+    factors_at = read_i64(at(op, 8 * (FIRST_PLANE + 4)))
     row_scale = read_f32(at(op, 8 * ROW_SCALE))
     token_ids = read_u64(at(step_, 8 * words.TOKEN_IDS))
     for token in range(begin, end):
@@ -139,27 +141,25 @@ def embed_tokens(operation, step, scratch, begin, end):
             chosen = read_u64(at(step_, 8 * words.CHOSEN_BEFORE))
             # Where nothing could be chosen, the step before ends with an error.
             token_id = max(int64(0), read_i64(at(chosen, 8 * (-1 - token_id))))
-        tile = at(
+        record = at(
             read_u64(at(op, 8 * TILES)),
             token_id // TILE_ROWS * read_i64(at(op, 8 * TILE_BYTES)),
         )
-        codes = at(tile, read_i64(at(op, 8 * FIRST_PLANE)))
-        high = at(tile, read_i64(at(op, 8 * (FIRST_PLANE + 1))))
-        scales = at(tile, read_i64(at(op, 8 * (FIRST_PLANE + 2))))
-        offsets = at(tile, read_i64(at(op, 8 * (FIRST_PLANE + 3))))
-        factors = at(tile, read_i64(at(op, 8 * (FIRST_PLANE + 4))))
         lane = token_id % TILE_ROWS
         row = at(read_u64(at(op, 8 * ROWS)), 4 * size * token)
-        for start in range(0, size, 16):
-            scale, offset = float32(1.0), float32(0.0)
-            if scales_kind != _NO_SCALES:
-                scale, offset = _scale_and_offset(
-                    scales_kind, scales, offsets, factors, group_size, lane, start
-                )
-            for column in range(start, min(start + 16, size)):
+        scale, offset = float32(1.0), float32(0.0)
+        for first in range(0, size, record_columns):
+            codes, high, scales = at(record, codes_at), at(record, high_at), at(record, scales_at)
+            offsets, factors = at(record, offsets_at), at(record, factors_at)
+            for column in range(min(record_columns, size - first)):
                 if scales_kind == _NO_SCALES:
-                    weight = _read_float(codes_kind, codes, lane, column)
+                    weight = _read_float(codes_kind, codes, lane)
                 else:
+                    if column % 16 == 0:
+                        scale, offset = _scale_and_offset(
+                            scales_kind, scales, offsets, factors, lane, column
+                        )
                     code = _code(codes_kind, codes, high, lane, column)
                     weight = float32(code - centre) * scale + offset
-                write_f32(at(row, 4 * column), weight * row_scale)
+                write_f32(at(row, 4 * (first + column)), weight * row_scale)
+            record = at(record, record_bytes)

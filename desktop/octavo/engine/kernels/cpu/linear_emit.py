@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from octavo.engine.kernels.cpu import simd_emit as emit
 from octavo.engine.kernels.cpu.linear_dots import Dot, Parts
-from octavo.engine.kernels.cpu.linear_planes import STEPS, PlaneReader, TileArguments
+from octavo.engine.kernels.cpu.linear_planes import STEPS, Group, PlaneReader, TileArguments
 from octavo.engine.kernels.cpu.simd_emit import Builder, Value
 from octavo.engine.kernels.cpu.simd_tier import Tier
 from octavo.engine.kernels.cpu.simd_types import F32, I8, I16, I32, I64
@@ -73,10 +73,9 @@ class _TileKernel(PlaneReader):
 
     # Integer products.
 
-    def _dots(self, group: Value, num_halves: int) -> list[list[Parts]]:
+    def _dots(self, group: Group, num_halves: int) -> list[list[Parts]]:
         """For each token, the products of a group, or of its two halves, as float32."""
-        b, form = self.b, self.form
-        lines = [b.add(start, b.mul(group, ir.Constant(I64, GROUP_BYTES))) for start in self.inputs]
+        form, lines = self.form, self._lines(group)
         dots = [
             [self._new_dot(line, half, num_halves) for half in range(num_halves)] for line in lines
         ]
@@ -85,7 +84,7 @@ class _TileKernel(PlaneReader):
         for step, codes in self.steps(group):
             magnitudes = [self._magnitude(x) for x in codes] if is_signed else []
             if is_signed and self.tier in (Tier.AVX512VNNI, Tier.AVXVNNI):
-                codes = [b.xor(x, flip) for x in codes]
+                codes = [self.b.xor(x, flip) for x in codes]
             for line, of_token in zip(lines, dots, strict=True):
                 activation = self.broadcast(line, 4 * step, I32)
                 dot = of_token[step * num_halves // STEPS]
@@ -97,7 +96,13 @@ class _TileKernel(PlaneReader):
                 self._keep_order([dot for of_token in dots for dot in of_token])
         return [[dot.floats() for dot in of_token] for of_token in dots]
 
-    def _scaled_dots(self, group: Value, factors: Sequence[Parts]) -> list[Parts]:
+    def _lines(self, group: Group) -> list[Value]:
+        """Where the activations of a group are, of each token."""
+        b = self.b
+        place = b.mul(group.number, ir.Constant(I64, GROUP_BYTES))
+        return [b.add(start, place) for start in self.inputs]
+
+    def _scaled_dots(self, group: Group, factors: Sequence[Parts]) -> list[Parts]:
         """AVX2, Q6_K: for each token, the products of a group times its two scales, as float32.
 
         Two steps at a time, as many as sums of 16 bits hold, one token after the other.
@@ -105,8 +110,7 @@ class _TileKernel(PlaneReader):
         Args:
             factors: the scale of each half, as pairs of i16.
         """
-        b = self.b
-        lines = [b.add(start, b.mul(group, ir.Constant(I64, GROUP_BYTES))) for start in self.inputs]
+        b, lines = self.b, self._lines(group)
         bits = _CODE_BITS[self.form.codes]
         dots = [Dot(b, self.tier, bits, None, self.num_parts) for _ in lines]
         steps = self.steps(group)
@@ -167,31 +171,34 @@ class _TileKernel(PlaneReader):
         """For forms with float16 scales of each group."""
         has_offsets = self.form.scales is Scales.HALF_AND_OFFSET
 
-        def add_group(group: Value, sums: list[Value]) -> list[Value]:
-            scales = self.load_halves(self._next_too("scales", group, 32))
-            offsets = None
-            if has_offsets:
-                offsets = self.load_halves(self._next_too("offsets", group, 32))
-            return self._add_scaled(group, scales, offsets, sums)
+        def add_group(number: Value, sums: list[Value]) -> list[Value]:
+            scales = self._halves_of("scales", number)
+            offsets = self._halves_of("offsets", number) if has_offsets else None
+            return self._add_scaled(Group(number, number), scales, offsets, sums)
 
         b = self.b
         num_groups = b.lshr(self.arguments.num_columns, ir.Constant(I64, 5))
         return self._by_token(emit.loop(b, num_groups, self._all_zeros(), add_group))
 
-    def _next_too(self, plane: str, index: Value, num_bytes: int) -> Value:
-        """The address of a number, and the next tile's is asked for."""
-        address = self.at(plane, index, num_bytes)
-        self.prefetch_next(address)
-        return address
+    def _halves_of(self, plane: str, record: Value) -> Parts:
+        address = self.at(plane, record)
+        self.ask_ahead(address, 2 * TILE_ROWS)
+        return self.load_halves(address)
+
+    def _floats_of(self, plane: str, record: Value) -> Parts:
+        address = self.at(plane, record)
+        self.ask_ahead(address, 4 * TILE_ROWS)
+        return self.load(address, F32)
 
     def _add_scaled(
-        self, group: Value, scales: Parts, offsets: Parts | None, sums: list[Value]
+        self, group: Group, scales: Parts, offsets: Parts | None, sums: list[Value]
     ) -> list[Value]:
         b = self.b
         results = []
         by_token = self._by_token(sums)
+        lines = self._lines(group)
         for token, (products,) in enumerate(self._dots(group, 1)):
-            line = b.add(self.inputs[token], b.mul(group, ir.Constant(I64, GROUP_BYTES)))
+            line = lines[token]
             factor = self.broadcast(line, SCALE, F32)
             values = [
                 emit.fma(b, product, b.fmul(scale, factor), old)
@@ -216,11 +223,11 @@ class _TileKernel(PlaneReader):
             first = b.mul(index, groups_each)
 
             def add_group(number: Value, inner: list[Value]) -> list[Value]:
-                group = b.add(first, number)
-                values = self._by_token(inner[len(self.tokens) :])
+                group = Group(b.add(first, number), index, number)
+                values, lines = self._by_token(inner[len(self.tokens) :]), self._lines(group)
                 new_totals, new_values = [], []
                 for token, (products,) in enumerate(self._dots(group, 1)):
-                    line = b.add(self.inputs[token], b.mul(group, ir.Constant(I64, GROUP_BYTES)))
+                    line = lines[token]
                     total = emit.load(b, emit.offset(b, line, SUM), F32)
                     new_totals.append(b.fadd(inner[token], total))
                     factor = self.broadcast(line, SCALE, F32)
@@ -232,8 +239,8 @@ class _TileKernel(PlaneReader):
 
             start = [zero] * len(self.tokens) + self._all_zeros()
             inner = emit.loop(b, groups_each, start, add_group)
-            scales = self.load(self._next_too("scales", index, 64), F32)
-            offsets = self.load(self._next_too("offsets", index, 64), F32)
+            scales = self._floats_of("scales", index)
+            offsets = self._floats_of("offsets", index)
             results = []
             values = self._by_token(inner[len(self.tokens) :])
             for token, old in enumerate(self._by_token(sums)):
@@ -252,19 +259,19 @@ class _TileKernel(PlaneReader):
         has_halves = self.form.scales is Scales.K_HALVES
 
         def add_super_group(index: Value, sums: list[Value]) -> list[Value]:
-            factors = self._next_too("factors", index, 32 if has_halves else 64)
-            scale_factors = self.load_halves(factors)
+            scale_factors = self._halves_of("factors", index)
             first = b.mul(index, ir.Constant(I64, SUPER_GROUP // GROUP))
 
             if has_halves and self.tier is Tier.AVX2:
-                return self._super_group_of_halves(first, scale_factors, sums)
+                return self._super_group_of_halves(index, scale_factors, sums)
             if has_halves:
 
                 def add_group(number: Value, values: list[Value]) -> list[Value]:
-                    return self._add_halves(b.add(first, number), scale_factors, values)
+                    group = Group(b.add(first, number), index, number)
+                    return self._add_halves(group, scale_factors, values)
 
             else:
-                place = emit.offset(b, factors, 32)
+                place = emit.offset(b, self.at("factors", index), 2 * TILE_ROWS)
                 offset_factors = [b.fneg(x) for x in self.load_halves(place)]
 
                 def add_group(number: Value, values: list[Value]) -> list[Value]:
@@ -275,7 +282,8 @@ class _TileKernel(PlaneReader):
                             numbers, (scale_factors, offset_factors), strict=True
                         )
                     )
-                    return self._add_scaled(b.add(first, number), scales, offsets, values)
+                    group = Group(b.add(first, number), index, number)
+                    return self._add_scaled(group, scales, offsets, values)
 
             return emit.loop(b, ir.Constant(I64, SUPER_GROUP // GROUP), sums, add_group)
 
@@ -283,15 +291,16 @@ class _TileKernel(PlaneReader):
         return self._by_token(emit.loop(b, num_super_groups, self._all_zeros(), add_super_group))
 
     def _super_group_of_halves(
-        self, first: Value, factors: Parts, sums: list[Value]
+        self, record: Value, factors: Parts, sums: list[Value]
     ) -> list[Value]:
         """AVX2: adds 256 columns of Q6_K, with integers up to the factor for all."""
         b = self.b
         wide = emit.vector(I32, self.lanes)
+        first = b.mul(record, ir.Constant(I64, SUPER_GROUP // GROUP))
 
         def add_group(number: Value, values: list[Value]) -> list[Value]:
-            group = b.add(first, number)
-            address = self._next_too("scales", group, 32)
+            group = Group(b.add(first, number), record, number)
+            address = self._scales_of_halves(group)
             scales = []
             for half in (0, 1):
                 words = []
@@ -302,10 +311,9 @@ class _TileKernel(PlaneReader):
                     words.append(b.bitcast(both, emit.vector(I16, 16)))
                 scales.append(words)
             results = []
-            by_token = self._by_token(values)
+            by_token, lines = self._by_token(values), self._lines(group)
             for token, products in enumerate(self._scaled_dots(group, scales)):
-                line = b.add(self.inputs[token], b.mul(group, ir.Constant(I64, GROUP_BYTES)))
-                scale = self.broadcast(line, SCALE, F32)
+                scale = self.broadcast(lines[token], SCALE, F32)
                 results += [
                     emit.fma(b, product, scale, old)
                     for product, old in zip(products, by_token[token], strict=True)
@@ -320,10 +328,16 @@ class _TileKernel(PlaneReader):
             for value, factor, old in zip(values, all_factors, sums, strict=True)
         ]
 
-    def _add_halves(self, group: Value, factors: Parts, sums: list[Value]) -> list[Value]:
+    def _scales_of_halves(self, group: Group) -> Value:
+        """Where the two scales of a group of Q6_K are."""
+        address = self.at("scales", group.record, group.index)
+        self.ask_ahead(address, 2 * TILE_ROWS)
+        return address
+
+    def _add_halves(self, group: Group, factors: Parts, sums: list[Value]) -> list[Value]:
         """Adds a group of Q6_K: two scales, and one factor for 256 columns."""
         b = self.b
-        address = self._next_too("scales", group, 32)
+        address = self._scales_of_halves(group)
         wide = emit.vector(I32, self.lanes)
         scales = []
         for half in (0, 1):
@@ -335,10 +349,9 @@ class _TileKernel(PlaneReader):
                 ]
             )
         results = []
-        by_token = self._by_token(sums)
+        by_token, lines = self._by_token(sums), self._lines(group)
         for token, (first, last) in enumerate(self._dots(group, 2)):
-            line = b.add(self.inputs[token], b.mul(group, ir.Constant(I64, GROUP_BYTES)))
-            activation_scale = self.broadcast(line, SCALE, F32)
+            activation_scale = self.broadcast(lines[token], SCALE, F32)
             for part in range(self.num_parts):
                 value = b.fmul(first[part], scales[0][part])
                 value = emit.fma(b, last[part], scales[1][part], value)
@@ -348,14 +361,13 @@ class _TileKernel(PlaneReader):
     def float_sums(self) -> list[Parts]:
         """For weights in floating point; two columns at a time."""
         b = self.b
-        bytes_each = self.form.planes[0].num_bytes
         # With few tokens, sums in one chain would wait for each other.
         num_chains = 2 if len(self.tokens) <= 2 else 1
         per_chain = len(self.tokens) * self.num_parts
 
         def add_column(index: Value, number: int, sums: list[Value]) -> list[Value]:
             place = b.add(b.shl(index, ir.Constant(I64, 1)), ir.Constant(I64, number))
-            weights = self.load_column(self.at("codes", place, bytes_each))
+            weights = self.load_column(self.at("codes", place))
             results = []
             for token, old in enumerate(self._by_token(sums)):
                 address = b.add(self.inputs[token], b.shl(place, ir.Constant(I64, 2)))

@@ -13,14 +13,15 @@ from octavo.engine.kernels.cpu.simd_types import F32, I8, I32, I64
 from octavo.engine.kernels.cpu.tiles_forms import (
     ALIGNMENT,
     GROUP,
+    SCALE_GROUP,
     TILE_ROWS,
     Codes,
     Scales,
     TileForm,
 )
 
-PREFETCH_BYTES = 4096
-"""How far ahead of its use memory is asked for."""
+PREFETCH_BYTES = 2048
+"""How far ahead of its use memory is asked for; records lie in the order in which they are read."""
 STEPS = GROUP // 4
 """Vectors of four columns in a group."""
 
@@ -45,6 +46,17 @@ class TileArguments:
     """Columns of a scale group, where the form leaves it open."""
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Which 32 columns: 64-bit integers in LLVM's registers."""
+
+    number: Value
+    """Of all in the row."""
+    record: Value
+    index: Value | None = None
+    """In its record, where that has several."""
+
+
 class PlaneReader:
     """Reads one tile for a number of tokens."""
 
@@ -62,33 +74,40 @@ class PlaneReader:
         self.num_parts = TILE_ROWS // self.lanes
         self.tokens = range(num_tokens)
         self.inputs = self.strided(arguments.inputs, arguments.input_stride)
-        self._planes = self._plane_addresses()
-        self._codes_to_next_tile = self._distance_of_codes()
+        # Only what comes after all scales of a group depends on the size of that group.
+        self._places = form.places(GROUP)
+        self._sizes = {plane.name: plane.num_bytes for plane in form.planes}
+        self._record_bytes = self._bytes_of_record()
 
-    def _plane_addresses(self) -> dict[str, Value]:
-        b, place, places = self.b, self.arguments.tile, {}
-        num_columns = self.arguments.num_columns
-        for plane in self.form.planes:
-            places[plane.name] = place
-            size = self.arguments.group_size
-            if plane.num_columns:
-                size = ir.Constant(I64, plane.num_columns)
-            groups = b.udiv(num_columns, size)
-            place = b.add(place, b.mul(groups, ir.Constant(I64, plane.num_bytes)))
-        size = emit.offset(b, b.sub(place, self.arguments.tile), ALIGNMENT - 1)
-        self._tile_bytes = b.and_(size, ir.Constant(I64, -ALIGNMENT))
-        return places
+    def _bytes_of_record(self) -> Value:
+        b, form = self.b, self.form
+        known = ir.Constant(I64, self._places["end"])
+        if form.record_columns != SCALE_GROUP:
+            return known
+        groups = b.lshr(self.arguments.group_size, ir.Constant(I64, 5))
+        more = b.sub(groups, ir.Constant(I64, 1))
+        return b.add(known, b.mul(more, ir.Constant(I64, self._sizes["codes"])))
 
-    def _distance_of_codes(self) -> Value:
-        """Bytes from the end of a tile's codes to the beginning of the next tile's."""
+    def at(self, plane: str, record: Value, index: Value | None = None) -> Value:
+        """The address of a plane's numbers in a record.
+
+        Args:
+            index: which of them, where a record has several.
+        """
         b = self.b
-        others = [plane for plane in self.form.planes if plane.name != "codes"]
-        if not others:
-            return ir.Constant(I64, 0)
-        return b.sub(self._tile_bytes, b.sub(self._planes[others[0].name], self._planes["codes"]))
+        start = b.add(self.arguments.tile, b.mul(record, self._record_bytes))
+        place = emit.offset(b, start, self._places[plane])
+        if index is None:
+            return place
+        return b.add(place, b.mul(index, ir.Constant(I64, self._sizes[plane])))
 
-    def at(self, plane: str, index: Value, num_bytes: int) -> Value:
-        return self.b.add(self._planes[plane], self.b.mul(index, ir.Constant(I64, num_bytes)))
+    def ask_ahead(self, address: Value, num_bytes: int) -> None:
+        """Asks for what is read some time after what lies here.
+
+        Processors look ahead, too, but stop at the end of each page.
+        """
+        for line in range(0, num_bytes, ALIGNMENT):
+            emit.prefetch(self.b, emit.offset(self.b, address, PREFETCH_BYTES + line))
 
     def strided(self, start: Value, stride: Value) -> list[Value]:
         b = self.b
@@ -137,17 +156,15 @@ class PlaneReader:
     def integers(self, number: int) -> Value:
         return emit.constant(emit.vector(I32, self.lanes), number)
 
-    def steps(self, group: Value) -> Iterator[tuple[int, Parts]]:
+    def steps(self, group: Group) -> Iterator[tuple[int, Parts]]:
         """Pairs of a step, which is the first column / 4, and the codes of its four columns."""
         form = self.form
+        address = self.at("codes", group.record, group.index)
+        self.ask_ahead(address, self._sizes["codes"])
         if form.codes is Codes.SIGNED_BYTE:
-            address = self.at("codes", group, 16 * GROUP)
-            self._prefetch_codes(group, 16 * GROUP)
             for step in range(STEPS):
                 yield step, self.load(emit.offset(self.b, address, 64 * step), I32)
             return
-        address = self.at("codes", group, 8 * GROUP)
-        self._prefetch_codes(group, 8 * GROUP)
         high_bits = self._high_bits(group)
         mask, four = self.integers(0x0F0F0F0F), self.integers(4)
         # One vector has two steps; halves with scales of their own want all steps of one first.
@@ -161,48 +178,25 @@ class PlaneReader:
                 codes = [self.b.or_(x, y) for x, y in zip(codes, high_bits(step), strict=True)]
             yield step, codes
 
-    def _prefetch_codes(self, group: Value, num_bytes: int) -> None:
-        """Asks for the codes some groups further on, also those of the next tile.
-
-        Processors look ahead, too, but stop at the end of each page.
-        """
-        b = self.b
-        further = b.add(group, ir.Constant(I64, PREFETCH_BYTES // num_bytes))
-        num_groups = b.lshr(self.arguments.num_columns, ir.Constant(I64, 5))
-        nothing = ir.Constant(I64, 0)
-        is_behind = b.icmp_signed(">=", further, num_groups)
-        skipped = b.select(is_behind, self._codes_to_next_tile, nothing)
-        address = b.add(self.at("codes", further, num_bytes), skipped)
-        for line in range(0, num_bytes, ALIGNMENT):
-            emit.prefetch(b, emit.offset(b, address, line))
-
-    def prefetch_next(self, address: Value) -> None:
-        """Asks for what lies at the same place of the next tile: every plane is a stream anew."""
-        emit.prefetch(self.b, self.b.add(address, self._tile_bytes))
-
-    def _high_bits(self, group: Value) -> Callable[[int], Parts] | None:
+    def _high_bits(self, group: Group) -> Callable[[int], Parts] | None:
         """For the codes of more than four bits: a function from the step to their upper bits."""
         b, codes = self.b, self.form.codes
         if codes is Codes.FIVE_BIT:
-            address = self.at("high", group, 64)
-            self.prefetch_next(address)
+            address = self.at("high", group.record)
+            self.ask_ahead(address, 64)
             plane = self.load(address, I32)
             return lambda step: [self._moved(x, step, 4, 0x10101010) for x in plane]
         if codes is Codes.SIX_BIT:
-            address = self.at("high", group, 128)
-            for half in (0, 1):
-                self.prefetch_next(emit.offset(b, address, 64 * half))
+            address = self.at("high", group.record, group.index)
+            self.ask_ahead(address, 128)
             halves = [self.load(emit.offset(b, address, 64 * half), I32) for half in (0, 1)]
             return lambda step: [
                 self._moved(x, 2 * (step % 4), 4, 0x30303030) for x in halves[step // 4]
             ]
         if codes is Codes.FIVE_BIT_K:
-            super_group = b.lshr(group, ir.Constant(I64, 3))
-            address = self.at("high", super_group, 512)
-            in_group = b.shl(b.and_(group, ir.Constant(I64, 7)), ir.Constant(I64, 6))
-            self.prefetch_next(b.add(address, in_group))
-            shift = b.trunc(b.and_(group, ir.Constant(I64, 7)), I32)
-            shifts = emit.splat(b, shift, self.lanes)
+            address = self.at("high", group.record)
+            self.ask_ahead(b.add(address, b.shl(group.index, ir.Constant(I64, 6))), 64)
+            shifts = emit.splat(b, b.trunc(group.index, I32), self.lanes)
             ones, four = self.integers(0x01010101), self.integers(4)
 
             def fifth_bits(step: int) -> Parts:
@@ -221,15 +215,15 @@ class PlaneReader:
             x = b.shl(x, self.integers(target - source))
         return b.and_(x, self.integers(mask))
 
-    def k_scales(self, super_group: Value, number: Value) -> tuple[Parts, Parts]:
+    def k_scales(self, record: Value, number: Value) -> tuple[Parts, Parts]:
         """Scales and minimums of a group of Q4_K or Q5_K, as float32.
 
         Eight times 16 bytes: the scale in six bits, the lower two bits of the minimum on top; four
         times 16 bytes: the upper four bits of two groups' minimums.
         """
         b = self.b
-        base = self.at("scales", super_group, 192)
-        self.prefetch_next(b.add(base, b.mul(number, ir.Constant(I64, 24))))
+        base = self.at("scales", record)
+        self.ask_ahead(b.add(base, b.mul(number, ir.Constant(I64, 24))), 24)
         wide = emit.vector(I32, self.lanes)
         packed = self.load_bytes(b.add(base, b.mul(number, ir.Constant(I64, 16))))
         pair = b.lshr(number, ir.Constant(I64, 1))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from octavo.engine.kernels.cpu.tiles_forms import (
+    ALIGNMENT,
     FORMS,
     GROUP,
     SUPER_GROUP,
@@ -37,6 +38,11 @@ class PackedMatrix:
         unit = self.form.column_unit
         return -(-self.num_columns // unit) * unit
 
+    @property
+    def num_records(self) -> int:
+        """In each tile."""
+        return self.padded_columns // (self.form.record_columns or self.group_size)
+
     def unpack(self) -> Tensor:
         """[num_rows, num_columns], float32: the weights that the tiles stand for."""
         planes = _planes_of(self)
@@ -61,17 +67,12 @@ _FLOATS = {
 
 
 def _planes_of(matrix: PackedMatrix) -> dict[str, Tensor]:
-    """Each plane as [num_tiles, num_bytes], uint8, in memory of its own."""
-    places = matrix.form.offsets(matrix.padded_columns, matrix.group_size)
-    sizes = {
-        plane.name: plane.num_bytes
-        * (matrix.padded_columns // (plane.num_columns or matrix.group_size))
-        for plane in matrix.form.planes
-    }
-    return {
-        name: matrix.tiles[:, places[name] : places[name] + size].contiguous()
-        for name, size in sizes.items()
-    }
+    """Each plane of all records as [num_tiles, num_bytes], uint8, in memory of its own."""
+    places = matrix.form.places(matrix.group_size)
+    records = matrix.tiles[:, : matrix.num_records * places["end"]]
+    records = records.unflatten(1, (-1, places["end"]))
+    bounds = zip(places, list(places.values())[1:], strict=False)
+    return {name: records[:, :, places[name] : end].flatten(1).contiguous() for name, end in bounds}
 
 
 def empty_matrix(
@@ -81,7 +82,8 @@ def empty_matrix(
     num_tiles = -(-num_rows // TILE_ROWS)
     nothing = torch.empty(num_tiles, 0, dtype=torch.uint8)
     matrix = PackedMatrix(FORMS[form], nothing, num_rows, num_columns, group_size)
-    tile_bytes = matrix.form.offsets(matrix.padded_columns, group_size)["end"]
+    num_bytes = matrix.num_records * matrix.form.places(group_size)["end"]
+    tile_bytes = -(-num_bytes // ALIGNMENT) * ALIGNMENT
     return replace(matrix, tiles=torch.zeros(num_tiles, tile_bytes, dtype=torch.uint8))
 
 

@@ -1,9 +1,10 @@
 """How weights and activations lie in memory for the CPU kernels. No torch, no Numba.
 
-Weights are tiles of sixteen rows. A tile is made of planes, one behind the other; a plane goes
-through the columns from left to right and has, for each column or group of columns, one number of
-each of the sixteen rows side by side. So a SIMD lane is a row, an activation is the same for all
-lanes, and nothing is summed across lanes.
+Weights are tiles of sixteen rows. A tile is made of records, one behind the other from the left to
+the right columns, so that kernels read memory in one line. A record has all of some columns: their
+planes, one behind the other. A plane has, for each column or group of columns, one number of each
+of the sixteen rows side by side. So a SIMD lane is a row, an activation is the same for all lanes,
+and nothing is summed across lanes.
 
     4-bit codes, a group of 32 columns:  four vectors of 64 bytes
     vector v, lane r, byte i:            row r; column 4v + i in the low nibble, 16 + 4v + i above
@@ -70,7 +71,7 @@ class Scales(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """A part of a tile."""
+    """A part of each record of a tile."""
 
     name: str
     num_bytes: int
@@ -87,6 +88,7 @@ class TileForm:
     codes: Codes
     scales: Scales
     planes: tuple[Plane, ...]
+    """In the order of a record; those of a scale group of the matrix come first."""
     centre: int = 0
     """Subtracted from every code; a power of two, or 0."""
 
@@ -101,18 +103,23 @@ class TileForm:
         units = [plane.num_columns for plane in self.planes]
         return max(units) if self.is_quantized else 2
 
-    def offsets(self, num_columns: int, group_size: int) -> dict[str, int]:
-        """Where each plane begins in a tile, and under the name `end` where the next tile begins.
+    @property
+    def record_columns(self) -> int:
+        """Columns of a record; `SCALE_GROUP`: as the matrix has it."""
+        sizes = [plane.num_columns for plane in self.planes]
+        return SCALE_GROUP if SCALE_GROUP in sizes else max(sizes)
+
+    def places(self, group_size: int) -> dict[str, int]:
+        """Where each plane begins in a record, and under the name `end` where the next one begins.
 
         Args:
-            num_columns: a multiple of `column_unit` and of `group_size`.
             group_size: columns of a scale group, where the form leaves it open.
         """
-        places, place = {}, 0
+        num_columns, places, place = self.record_columns or group_size, {}, 0
         for plane in self.planes:
             places[plane.name] = place
             place += plane.num_bytes * (num_columns // (plane.num_columns or group_size))
-        places["end"] = -(-place // ALIGNMENT) * ALIGNMENT
+        places["end"] = place
         return places
 
 
@@ -173,13 +180,13 @@ FORMS: dict[str, TileForm] = {
             "int4",
             Codes.FOUR_BIT,
             Scales.FLOAT_AND_OFFSET,
-            (_NIBBLES, _FLOAT_SCALES, _FLOAT_OFFSETS),
+            (_FLOAT_SCALES, _FLOAT_OFFSETS, _NIBBLES),
         ),
         TileForm(
             "int8",
             Codes.SIGNED_BYTE,
             Scales.FLOAT_AND_OFFSET,
-            (_BYTES, _FLOAT_SCALES, _FLOAT_OFFSETS),
+            (_FLOAT_SCALES, _FLOAT_OFFSETS, _BYTES),
         ),
         TileForm("float16", Codes.FLOAT16, Scales.NONE, (Plane("codes", 32, 1),)),
         TileForm("bfloat16", Codes.BFLOAT16, Scales.NONE, (Plane("codes", 32, 1),)),

@@ -136,7 +136,7 @@ def _whole_tiles(rows: Tensor) -> Tensor:
 
 def _write(matrix: PackedMatrix, first_row: int, planes: _Planes) -> None:
     """Writes planes of whole tiles."""
-    places = matrix.form.offsets(matrix.padded_columns, matrix.group_size)
+    places = matrix.form.places(matrix.group_size)
     for name, plane in planes.items():
         num_rows, num_groups, size = plane.shape
         element_bytes = plane.element_size()
@@ -150,11 +150,13 @@ def _write(matrix: PackedMatrix, first_row: int, planes: _Planes) -> None:
             plane.stride(0) * plane.element_size(),
             plane.stride(1) * plane.element_size(),
             num_rows // TILE_ROWS,
-            num_groups,
+            matrix.num_records,
+            num_groups // matrix.num_records,
             size,
             element_bytes,
             np.uint64(matrix.tiles[first_row // TILE_ROWS].data_ptr() + places[name]),
             matrix.tiles.stride(0),
+            places["end"],
         )
 
 
