@@ -13,6 +13,7 @@ from octavo.engine.cpu_buffers import Experts, FeedForward, Inputs
 from octavo.engine.cpu_weights import Matrix
 from octavo.engine.kernels.cpu import (
     attention,
+    attention_rows,
     embedding,
     moe,
     rotary,
@@ -96,7 +97,7 @@ class DecoderProgram:
         self.max_split_tiles = max(1, _SPLITS_PER_THREAD * num_threads // config.num_kv_heads)
         """The most parts of contexts, of all decodes of a step together."""
         self._attended_parts = float_buffer(
-            self.max_split_tiles, config.num_heads, head_dim + attention.PART_NUMBERS
+            self.max_split_tiles, config.num_heads, head_dim + attention_rows.PART_NUMBERS
         )
         self._gates = float_buffer(max_tokens, 2 * config.intermediate_size)
         self._gated = Inputs(max_tokens, config.intermediate_size)
@@ -245,13 +246,15 @@ class DecoderProgram:
         # Heads that are no whole groups are quantised when all of a row is there.
         writes_groups = quantized is not None and head_dim % GROUP == 0
         words |= {
-            attention.OUTPUT: None if writes_groups else self._attended.floats,
-            attention.QUANTIZED: quantized if writes_groups else None,
-            attention.PARTS: self._attended_parts,
-            attention.SCALE: float(scale),
-            attention.WINDOW: window or 0,
-            attention.SOFTCAP: float(config.attention_softcap or 0.0),
-            attention.SINKS: None if module.sinks is None else _floats(module.sinks),
+            attention_rows.OUTPUT: None if writes_groups else self._attended.floats,
+            attention_rows.QUANTIZED: quantized if writes_groups else None,
+            attention_rows.PARTS: self._attended_parts,
+            attention_rows.SCALE: float(scale),
+            attention_rows.WINDOW: window or 0,
+            attention_rows.SOFTCAP: float(config.attention_softcap or 0.0),
+            attention_rows.SINKS: None if module.sinks is None else _floats(module.sinks),
+            # 8 bits follow.
+            attention_rows.MAY_ROUND: int(quantized is not None),
         }
         self.layers.add(
             attention.attend_tiles, words, extent=step_words.NUM_TILES, factor=num_kv_heads

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -29,8 +29,13 @@ def address(array: np.ndarray) -> np.uint64:
     return np.uint64(array.ctypes.data)
 
 
-def assembly(tier: Tier, emit_body: Callable[[ir.IRBuilder, list[Any]], None], count: int) -> str:
-    """What a function of `count` addresses becomes on a processor of a tier."""
+def assembly(
+    tier: Tier,
+    emit_body: Callable[[ir.IRBuilder, list[Any]], None],
+    count: int,
+    more: Iterable[str] = (),
+) -> str:
+    """What a function of `count` addresses becomes on a processor of a tier with more features."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     module = ir.Module()
@@ -39,7 +44,8 @@ def assembly(tier: Tier, emit_body: Callable[[ir.IRBuilder, list[Any]], None], c
     builder = ir.IRBuilder(function.append_basic_block())
     emit_body(builder, list(function.args))
     builder.ret_void()
-    features = ",".join(f"+{name}" for name in sorted(simd_tier.REQUIRED_FEATURES[tier]))
+    names = simd_tier.REQUIRED_FEATURES[tier].union(more)
+    features = ",".join(f"+{name}" for name in sorted(names))
     target = llvm.Target.from_triple(TRIPLES[tier])
     machine = target.create_target_machine(features=features, opt=3)
     text: str = machine.emit_assembly(llvm.parse_assembly(str(module)))

@@ -11,23 +11,35 @@ import math
 
 from numba import cfunc, float32, njit, uint64
 
-from octavo.engine.kernels.cpu import rotary
+from octavo.engine.kernels.cpu import attention_pairs, attention_prompt, rotary
 from octavo.engine.kernels.cpu import step_words as words
+from octavo.engine.kernels.cpu.attention_prompt import attend_prompt
+from octavo.engine.kernels.cpu.attention_rows import (
+    LOWEST,
+    MAY_ROUND,
+    PART_NUMBERS,
+    PARTS,
+    SCALE,
+    SINKS,
+    SOFTCAP,
+    WINDOW,
+    context_of,
+    hide_scores,
+    highest_of,
+    scale_row,
+    squeeze_scores,
+    write_row,
+)
 from octavo.engine.kernels.cpu.attention_tiles import BLOCKS_AHEAD, score_blocks, weigh_values
 from octavo.engine.kernels.cpu.limits import BLOCK_SIZE, MAX_HEAD_DIM
 from octavo.engine.kernels.cpu.norm import add_scaled
-from octavo.engine.kernels.cpu.quantize_activations import quantize_row
 from octavo.engine.kernels.cpu.rotary import turn_heads
 from octavo.engine.kernels.cpu.simd import (
     TIER,
     add,
     at,
-    div,
     exp,
     load_f32,
-    max_f32,
-    maximum,
-    mul,
     prefetch,
     read_f32,
     read_i32,
@@ -42,29 +54,9 @@ from octavo.engine.kernels.cpu.simd import (
     zero_f32,
 )
 from octavo.engine.kernels.cpu.simd_tier import Tier
-from octavo.engine.kernels.cpu.step_loop import FIRST_ARGUMENT, KERNEL_SIGNATURE
-from octavo.engine.kernels.cpu.tiles_forms import GROUP, GROUP_BYTES
+from octavo.engine.kernels.cpu.step_loop import KERNEL_SIGNATURE
 
-# Words of an attention operation, behind those that it shares with `rotary`.
-_FIRST = FIRST_ARGUMENT + rotary.NUM_HEAD_WORDS
-OUTPUT = _FIRST
-"""Address of [num_tokens, num_heads, head_dim], float32; 0: nobody wants it."""
-SCALE = _FIRST + 1
-WINDOW = _FIRST + 2
-"""Keys a query sees; 0: all."""
-SOFTCAP = _FIRST + 3
-"""0: none."""
-SINKS = _FIRST + 4
-"""Address of [num_heads], float32; 0: none."""
-QUANTIZED = _FIRST + 5
-"""Address of the output as 8-bit integers; 0: nobody wants it. Heads are whole groups then."""
-PARTS = _FIRST + 6
-"""Address of [num_tiles, NUM_SPLITS, num_heads, head_dim + 16], float32: a head's output of each
-part of the context, then its maximum and its sum. A step that splits has one token a sequence."""
-PART_NUMBERS = 16
-"""How much longer a row of PARTS is than a head."""
-
-TILE_ROWS = 48
+TILE_ROWS = attention_prompt.TILE_ROWS
 """Rows of a tile: whole parts of what any tier computes together, and any group of heads."""
 STRETCH = 256
 """Keys whose scores are held at a time."""
@@ -81,32 +73,7 @@ _SCORES = _OUTPUTS + 4 * _MOST_ROWS * MAX_HEAD_DIM
 _ENDS = _SCORES + _MOST_ROWS * _SCORE_BYTES
 _MAXIMA = _ENDS + 8 * _MOST_ROWS
 _SUMS = _MAXIMA + 4 * _MOST_ROWS
-SCRATCH_BYTES = _SUMS + 4 * _MOST_ROWS
-
-_LOWEST = -1e30
-"""Where a maximum begins."""
-_HIDDEN = -3e38
-"""Score of a key that a query does not see."""
-
-
-@njit(nogil=True, cache=True)
-def _squeeze(scores, num_vectors, limit):
-    """Replaces each score by limit * tanh(score / limit)."""
-    limits, one, two = splat_f32(limit), splat_f32(float32(1)), splat_f32(float32(2))
-    doubled = div(two, limits)
-    for number in range(num_vectors):
-        place = at(scores, 64 * number)
-        # tanh(x) = 1 - 2 / (exp(2 x) + 1)
-        power = exp(mul(load_f32(place), doubled))
-        store_f32(place, mul(limits, sub(one, div(two, add(power, one)))))
-
-
-@njit(nogil=True, cache=True)
-def _highest(scores, num_vectors, least):
-    best = splat_f32(least)
-    for number in range(num_vectors):
-        best = maximum(best, load_f32(at(scores, 64 * number)))
-    return max_f32(best)
+SCRATCH_BYTES = max(_SUMS + 4 * _MOST_ROWS, attention_prompt.SCRATCH_BYTES)
 
 
 @njit(nogil=True, cache=True)
@@ -119,13 +86,6 @@ def _exponentiate(scores, num_vectors, highest):
         store_f32(place, weights)
         total = add(total, weights)
     return sum_f32(total)
-
-
-@njit(nogil=True, cache=True)
-def _scale_row(source, target, size, factor):
-    factors = splat_f32(factor)
-    for index in range(0, size, 16):
-        store_f32(at(target, 4 * index), mul(load_f32(at(source, 4 * index)), factors))
 
 
 @njit(nogil=True, cache=True)
@@ -144,19 +104,15 @@ def _weigh_stretch(row, output, start, num_vectors, end, window, softcap, head_d
         state: address of the row's maximum; its sum lies `_SUMS - _MAXIMA` further.
     """
     if softcap != 0:
-        _squeeze(row, num_vectors, softcap)
-    for key in range(max(0, end - start), num_vectors * 16):
-        write_f32(at(row, 4 * key), float32(_HIDDEN))
-    if window != 0:
-        for key in range(min(num_vectors * 16, end - window - start)):
-            write_f32(at(row, 4 * key), float32(_HIDDEN))
+        squeeze_scores(row, num_vectors, softcap)
+    hide_scores(row, num_vectors, start, end, window)
     before = read_f32(state)
-    highest = _highest(row, num_vectors, before)
+    highest = highest_of(row, num_vectors, before)
     total = _exponentiate(row, num_vectors, highest)
     place = at(state, _SUMS - _MAXIMA)
     if highest != before:
         shrink = float32(math.exp(max(before - highest, float32(-87.0))))
-        _scale_row(output, output, head_dim, shrink)
+        scale_row(output, output, head_dim, shrink)
         total += read_f32(place) * shrink
         write_f32(state, highest)
     else:
@@ -271,21 +227,6 @@ _attend_most = _make_attend(_MOST_ROWS, *((2, 2) if _HAS_WIDE_REGISTERS else (1,
 
 
 @njit(nogil=True, cache=True)
-def _write_row(operation, token, head, source, factor):
-    """Writes a row of the output, in all forms that are wanted; the source is used up."""
-    head_dim = read_i64(at(operation, 8 * rotary.HEAD_DIM))
-    num_heads = read_i64(at(operation, 8 * rotary.GROUP_SIZE))
-    num_heads *= read_i64(at(operation, 8 * rotary.NUM_KV_HEADS))
-    output = read_u64(at(operation, 8 * OUTPUT))
-    quantized = read_u64(at(operation, 8 * QUANTIZED))
-    channel = (token * num_heads + head) * head_dim
-    place = source if output == 0 else at(output, 4 * channel)
-    _scale_row(source, place, head_dim, factor)
-    if quantized != 0:
-        quantize_row(place, head_dim, at(quantized, channel // GROUP * GROUP_BYTES))
-
-
-@njit(nogil=True, cache=True)
 def _part_of(operation, step, tile, split, head):
     """The address of a row of PARTS."""
     num_heads = read_i64(at(operation, 8 * rotary.GROUP_SIZE))
@@ -314,11 +255,11 @@ def _attend_rows(operation, step, scratch, sequence, kv_head, begin, rows, split
         last_end = read_i64(at(positions, 8 * (token + index // group_size))) + 1
         head = kv_head * group_size + index % group_size
         query = at(projected, (token + index // group_size) * row_bytes + 4 * head_dim * head)
-        _scale_row(query, at(scratch, _QUERIES + 4 * head_dim * row), head_dim, scale)
+        scale_row(query, at(scratch, _QUERIES + 4 * head_dim * row), head_dim, scale)
         output = at(scratch, _OUTPUTS + 4 * head_dim * row)
         for channel in range(0, head_dim, 16):
             store_f32(at(output, 4 * channel), zero_f32())
-        highest, total = float32(_LOWEST), float32(0.0)
+        highest, total = float32(LOWEST), float32(0.0)
         if sinks != 0 and split == 0:
             highest, total = read_f32(at(sinks, 4 * head)), float32(1.0)
         write_f32(at(scratch, _MAXIMA + 4 * row), highest)
@@ -333,15 +274,7 @@ def _attend_rows(operation, step, scratch, sequence, kv_head, begin, rows, split
         span = (num_blocks + num_splits - 1) // num_splits * BLOCK_SIZE
         first += span * split
         last_end = min(last_end, first + span)
-    group = read_i64(at(operation, 8 * rotary.KV_GROUP))
-    table = at(
-        read_u64(at(step, 8 * (group + words.TABLES))),
-        sequence * read_i64(at(step, 8 * (group + words.TABLE_BYTES))),
-    )
-    block_bytes = read_i64(at(operation, 8 * rotary.BLOCK_BYTES))
-    of_head = 2 * BLOCK_SIZE * head_dim * kv_head
-    keys = at(read_u64(at(operation, 8 * rotary.KEYS)), of_head)
-    values = at(read_u64(at(operation, 8 * rotary.VALUES)), of_head)
+    keys, values, table, block_bytes = context_of(operation, step, sequence, kv_head)
     softcap = read_f32(at(operation, 8 * SOFTCAP))
     arguments = (
         *(scratch, keys, values, table, block_bytes, first, last_end, head_dim, window, softcap),
@@ -362,10 +295,10 @@ def _attend_rows(operation, step, scratch, sequence, kv_head, begin, rows, split
         source = at(scratch, _OUTPUTS + 4 * head_dim * row)
         total = read_f32(at(scratch, _SUMS + 4 * row))
         if num_splits == 1:
-            _write_row(operation, token + index // group_size, head, source, float32(1.0) / total)
+            write_row(operation, token + index // group_size, head, source, float32(1.0) / total)
             continue
         place = _part_of(operation, step, sequence, split, head)
-        _scale_row(source, place, head_dim, float32(1.0))
+        scale_row(source, place, head_dim, float32(1.0))
         write_f32(at(place, 4 * head_dim), read_f32(at(scratch, _MAXIMA + 4 * row)))
         write_f32(at(place, 4 * head_dim + 4), total)
 
@@ -383,7 +316,7 @@ def join_parts(operation, step, scratch, begin, end):
     num_splits = read_i64(at(step_, 8 * words.NUM_SPLITS))
     for index in range(begin, end):
         sequence, head = index // num_heads, index % num_heads
-        highest = float32(_LOWEST)
+        highest = float32(LOWEST)
         for split in range(num_splits):
             part = _part_of(op, step_, sequence, split, head)
             highest = max(highest, read_f32(at(part, 4 * head_dim)))
@@ -394,24 +327,21 @@ def join_parts(operation, step, scratch, begin, end):
             share = float32(math.exp(max(distance, float32(-87.0))))
             total += share * read_f32(at(part, 4 * head_dim + 4))
             if split == 0:
-                _scale_row(part, sums, head_dim, share)
+                scale_row(part, sums, head_dim, share)
             else:
                 add_scaled(sums, part, head_dim, share)
-        _write_row(op, sequence, head, sums, float32(1.0) / total)
+        write_row(op, sequence, head, sums, float32(1.0) / total)
 
 
 @njit(nogil=True, cache=True)
 def _ask_for_keys(operation, step, sequence, kv_head):
     """Asks for the first blocks of keys, before there is time for it."""
-    group = read_i64(at(operation, 8 * rotary.KV_GROUP))
-    tables = read_u64(at(step, 8 * (group + words.TABLES)))
-    table = at(tables, sequence * read_i64(at(step, 8 * (group + words.TABLE_BYTES))))
+    keys, _values, table, block_bytes = context_of(operation, step, sequence, kv_head)
     num_bytes = 2 * BLOCK_SIZE * read_i64(at(operation, 8 * rotary.HEAD_DIM))
-    keys = at(read_u64(at(operation, 8 * rotary.KEYS)), num_bytes * kv_head)
     num_keys = read_i64(at(read_u64(at(step, 8 * words.POSITIONS)), 8 * sequence)) + 1
     for number in range(min(BLOCKS_AHEAD, (num_keys + BLOCK_SIZE - 1) // BLOCK_SIZE)):
         block = int(read_i32(at(table, 4 * number)))
-        start = at(keys, block * read_i64(at(operation, 8 * rotary.BLOCK_BYTES)))
+        start = at(keys, block * block_bytes)
         for line in range(0, num_bytes, 64):
             prefetch(at(start, line))
 
@@ -427,6 +357,7 @@ def attend_tiles(operation, step, scratch, begin, end):
     group_size = read_i64(at(operation_, 8 * rotary.GROUP_SIZE))
     num_decode = read_i64(at(step_, 8 * words.NUM_DECODE))
     num_splits = read_i64(at(step_, 8 * words.NUM_SPLITS))
+    may_round = attention_prompt.IS_USED and read_i64(at(operation_, 8 * MAY_ROUND)) != 0
     sequences = read_u64(at(step_, 8 * words.TILE_SEQUENCES))
     starts = read_u64(at(step_, 8 * words.TILE_STARTS))
     first_tokens = read_u64(at(step_, 8 * words.FIRST_TOKENS))
@@ -441,6 +372,9 @@ def attend_tiles(operation, step, scratch, begin, end):
         num_tokens = read_i32(at(first_tokens, 4 * (sequence + 1)))
         num_tokens -= read_i32(at(first_tokens, 4 * sequence))
         end_row = min(row + TILE_ROWS, int(num_tokens) * group_size)
+        if may_round and end_row - row > attention_pairs.ROWS:
+            attend_prompt(operation_, step_, scratch_, sequence, kv_head, row, end_row - row)
+            continue
         while row < end_row:
             rows = min(_MOST_ROWS, end_row - row)
             if 4 < rows < _MOST_ROWS:

@@ -339,6 +339,44 @@ def exp(_context, x):
 
 
 @intrinsic
+def exp2_coarse(_context, x):
+    """2 to the power of each lane, at most 0, as exact as bfloat16; see `has_bfloat_dots`."""
+    return F32(F32), _emitting(emit.exp2_coarse)
+
+
+@intrinsic
+def store_words(_context, address, x):
+    """Sixteen numbers as the nearest int16; see `has_bfloat_dots`."""
+    return types.void(_ADDRESS, F32), _emitting(
+        lambda b, address, x: emit.store(b, address, emit.to_words(b, x))
+    )
+
+
+@intrinsic
+def store_word_pairs(_context, address, first, second):
+    """Sixteen pairs of the nearest int16, one of each vector; see `has_bfloat_dots`."""
+    return types.void(_ADDRESS, F32, F32), _emitting(
+        lambda b, address, x, y: emit.store(b, address, emit.to_word_pairs(b, x, y))
+    )
+
+
+@intrinsic
+def store_bfloats(_context, address, x):
+    """Sixteen numbers as bfloat16, rounded to nearest even; see `has_bfloat_dots`."""
+    return types.void(_ADDRESS, F32), _emitting(
+        lambda b, address, x: emit.store(b, address, emit.to_bfloat(b, x))
+    )
+
+
+@intrinsic
+def store_bfloat_pairs(_context, address, first, second):
+    """Sixteen pairs of bfloat16, one of each vector; see `has_bfloat_dots`."""
+    return types.void(_ADDRESS, F32, F32), _emitting(
+        lambda b, address, x, y: emit.store(b, address, emit.to_bfloat_pairs(b, x, y))
+    )
+
+
+@intrinsic
 def keep_first(_context, x, num_lanes, fill):
     """The first lanes of a vector, 0 to 16 of them, and `fill` in the others."""
 

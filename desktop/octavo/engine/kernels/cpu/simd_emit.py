@@ -12,7 +12,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from octavo.engine.kernels.cpu.simd_tier import Tier
-from octavo.engine.kernels.cpu.simd_types import F16, F32, I8, I16, I32, I64
+from octavo.engine.kernels.cpu.simd_types import BF16, F16, F32, I8, I16, I32, I64
 
 Value: TypeAlias = ir.Value
 Builder: TypeAlias = ir.IRBuilder
@@ -22,6 +22,8 @@ _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.428606765330187e-06
 """ln 2 in two parts, so that n * ln 2 is exact enough."""
 _EXP_COEFFICIENTS = (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)
 _EXP_MIN, _EXP_MAX = -87.3, 88.3
+_EXP2_COEFFICIENTS = (0.05500893, 0.24221096, 0.69328293, 1.0)
+"""Of 2 to the power of -0.5 to 0.5: with the least largest relative error where 0 gives 1."""
 
 
 def vector(element: ir.Type, count: int) -> ir.VectorType:
@@ -306,6 +308,69 @@ def dot(b: Builder, tier: Tier, total: Value, codes: Value, signed: Value) -> Va
         highs = pairs_of_words(b, pairs_of_bytes(b, high, factors), constant(words, 16))
         totals.append(b.add(sums, b.add(lows, highs)))
     return concatenate(b, totals)
+
+
+# Dot products of pairs of 16 bits, where `simd_tier.has_bfloat_dots`. A pair is held as an i32, the
+# first in the lower half.
+
+
+def to_words(b: Builder, x: Value) -> Value:
+    """Sixteen float32 to the nearest i16; all must be within their bounds."""
+    return b.trunc(_nearest(b, x), vector(I16, 16))
+
+
+def to_word_pairs(b: Builder, first: Value, second: Value) -> Value:
+    """Two vectors of sixteen float32 to pairs of the nearest i16, one of each."""
+    low, high = _nearest(b, first), _nearest(b, second)
+    masked = b.and_(low, constant(low.type, 0xFFFF))
+    return b.or_(masked, b.shl(high, constant(high.type, 16)))
+
+
+def _nearest(b: Builder, x: Value) -> Value:
+    return call(b, "llvm.lrint.v16i32.v16f32", vector(I32, 16), [x])
+
+
+def dot_words(b: Builder, total: Value, x: Value, y: Value) -> Value:
+    """total + the products of two pairs of i16 in each of sixteen lanes of i32; wraps."""
+    kind = vector(I16, 32)
+    arguments = [total, b.bitcast(x, kind), b.bitcast(y, kind)]
+    return call(b, "llvm.x86.avx512.vpdpwssd.512", total.type, arguments)
+
+
+def to_bfloat(b: Builder, x: Value) -> Value:
+    """Sixteen float32 to the bits of bfloat16, as i16, rounded to nearest even."""
+    rounded = call(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", vector(BF16, 16), [x])
+    return b.bitcast(rounded, vector(I16, 16))
+
+
+def to_bfloat_pairs(b: Builder, first: Value, second: Value) -> Value:
+    """Two vectors of sixteen float32 to pairs of bfloat16, one of each, rounded to nearest even."""
+    both = call(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", vector(BF16, 32), [second, first])
+    halves = b.bitcast(both, vector(I16, 32))
+    order = [place for lane in range(16) for place in (lane, 16 + lane)]
+    paired = b.shuffle_vector(halves, halves, ir.Constant(vector(I32, 32), order))
+    return b.bitcast(paired, vector(I32, 16))
+
+
+def dot_bfloat(b: Builder, total: Value, x: Value, y: Value) -> Value:
+    """total + the products of two pairs in each of sixteen lanes of float32."""
+    kind = vector(BF16, 32)
+    arguments = [total, b.bitcast(x, kind), b.bitcast(y, kind)]
+    return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", total.type, arguments)
+
+
+def exp2_coarse(b: Builder, x: Value) -> Value:
+    """2 to the power of each of sixteen lanes, x at most 0, within 2e-4 of itself."""
+    kind = x.type
+    clamped = maximum(b, x, constant(kind, -126.0))
+    powers = call(b, f"llvm.nearbyint.{_suffix(kind)}", kind, [clamped])
+    rest = b.fsub(clamped, powers)
+    result = constant(kind, _EXP2_COEFFICIENTS[0])
+    for coefficient in _EXP2_COEFFICIENTS[1:]:
+        result = fma(b, result, rest, constant(kind, coefficient))
+    exponents = b.fptosi(powers, vector(I32, kind.count))
+    bits = b.add(b.bitcast(result, exponents.type), b.shl(exponents, constant(exponents.type, 23)))
+    return b.bitcast(bits, kind)
 
 
 # Order.

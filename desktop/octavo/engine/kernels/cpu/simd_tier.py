@@ -60,12 +60,22 @@ def host_features() -> frozenset[str]:
     return frozenset(name for name, is_there in llvm.get_host_cpu_features().items() if is_there)
 
 
-def compiled_tier() -> Tier:
-    """The tier of what Numba compiles for in this process, which may be less than the processor."""
+def _compiled_features() -> frozenset[str]:
     configured = os.environ.get(CPU_FEATURES)
     if configured is None:
-        return tier_of(host_features())
-    return tier_of(frozenset(name[1:] for name in configured.split(",") if name.startswith("+")))
+        return host_features()
+    return frozenset(name[1:] for name in configured.split(",") if name.startswith("+"))
+
+
+def compiled_tier() -> Tier:
+    """The tier of what Numba compiles for in this process, which may be less than the processor."""
+    return tier_of(_compiled_features())
+
+
+def has_bfloat_dots() -> bool:
+    """Whether what Numba compiles for multiplies pairs of bfloat16, twice as many as float32."""
+    features = _compiled_features()
+    return tier_of(features) is Tier.AVX512VNNI and "avx512bf16" in features
 
 
 def select_tier(wanted: str = "auto") -> Tier:

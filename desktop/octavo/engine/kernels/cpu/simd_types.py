@@ -16,6 +16,22 @@ I64 = ir.IntType(64)
 F16 = ir.HalfType()
 F32 = ir.FloatType()
 
+
+class _BFloatType(ir.Type):
+    """bfloat16, which llvmlite has no type for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloatType)
+
+    def __hash__(self) -> int:
+        return hash(_BFloatType)
+
+
+BF16 = _BFloatType()
+
 _ELEMENTS = {"f32": F32, "i32": I32}
 
 
