@@ -59,9 +59,9 @@ from octavo.engine.kernels.cpu.simd_tier import has_bfloat_dots
 
 IS_USED = has_bfloat_dots()
 """Whether tiles of more than `ROWS` rows are computed here, where they may round."""
-TILE_ROWS = 96
+TILE_ROWS = 192
 """At most; a multiple of `ROWS`."""
-STRETCH = 256
+STRETCH = 512
 """Keys that are held in 16 bits at a time: with their values, and the tile, they stay in L2."""
 _LONGEST = 32000.0
 """Length of a query or key in steps of its integers: no product of two passes 2 ** 31."""
