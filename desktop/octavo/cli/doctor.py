@@ -116,13 +116,14 @@ def _examine_devices(findings: Findings, devices: list[Device]) -> None:
 def _examine_kernels(findings: Findings, paths: AppPaths, core: Core) -> None:
     """What the processor's compiled kernels have to work with."""
     # Loads llvmlite, which knows the processor.
-    from octavo.engine.kernels.cpu.simd_tier import Tier, compiled_tier
+    from octavo.engine.kernels.cpu.simd_tier import Tier, compiled_tier, has_bfloat_dots
 
     settings = core.settings.value.engine
     tier = compiled_tier()
     num_kept = core.tile_store.num_models()
     findings.sections["CPU kernels"] = {
         "vectors": "none that they know: torch computes" if tier is Tier.NONE else str(tier),
+        "prompts": "attend in 16 bits" if has_bfloat_dots() else "attend in float32",
         "threads": str(settings.cpu_threads or default_cpu_threads()),
         "switched": "off" if settings.cpu_kernels == "off" else "on",
         "compiled": str(paths.kernels_dir),

@@ -186,8 +186,8 @@ class Layer:
             assert error[~is_rounded].max() < 5e-4
             assert error[~is_rounded].median() < 1e-6
         if is_rounded.any():
-            # Weights and values are rounded to bfloat16, each by 1/512 at most; no value is
-            # above 5. The errors cancel out the more of them are summed.
+            # Weights and values are rounded to bfloat16, each by 1/256 of itself at most; no value
+            # is above 5. The errors cancel out the more of them are summed.
             assert error[is_rounded].max() < 5 / 256
             assert error[is_rounded].median() < 1 / 1024
 
