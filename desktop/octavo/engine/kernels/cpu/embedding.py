@@ -33,10 +33,12 @@ SCALES = FIRST_ARGUMENT + 4
 CENTRE = FIRST_ARGUMENT + 5
 RECORD_COLUMNS = FIRST_ARGUMENT + 6
 RECORD_BYTES = FIRST_ARGUMENT + 7
-ROWS = FIRST_ARGUMENT + 8
+GROUP_BYTES = FIRST_ARGUMENT + 8
+"""From a group to the next one of a record."""
+ROWS = FIRST_ARGUMENT + 9
 """Address of [num_tokens, SIZE], float32."""
-ROW_SCALE = FIRST_ARGUMENT + 9
-FIRST_PLANE = FIRST_ARGUMENT + 10
+ROW_SCALE = FIRST_ARGUMENT + 10
+FIRST_PLANE = FIRST_ARGUMENT + 11
 """Where the planes begin in a record, in the order of `PLANES`."""
 PLANES = ("codes", "high", "scales", "offsets", "factors")
 
@@ -57,6 +59,7 @@ def form_words(form: TileForm, group_size: int) -> dict[int, int]:
         CENTRE: form.centre,
         RECORD_COLUMNS: form.record_columns or group_size,
         RECORD_BYTES: places["end"],
+        GROUP_BYTES: form.group_bytes,
     }
     for number, plane in enumerate(PLANES):
         found[FIRST_PLANE + number] = places.get(plane, 0)
@@ -64,31 +67,49 @@ def form_words(form: TileForm, group_size: int) -> dict[int, int]:
 
 
 @njit(nogil=True, cache=True)
-def _code(kind, codes, high, lane, column):
-    """A code of a record, its centre not subtracted; `tiles._unpack_codes` is its twin."""
-    group, place = column // GROUP, column % GROUP
+def _code(kind, codes, high, lane, group, place):
+    """A code, its centre not subtracted; `tiles._unpack_codes` is its twin.
+
+    Args:
+        kind: by its number in `_CODES`.
+        codes: address of the group's.
+        high: address of what belongs to them.
+        lane: of the row.
+        group: in the record.
+        place: of the column in the group.
+    """
+    in_four = 4 * lane + place % 4
     if kind == _SIGNED_BYTE:
-        byte = read_u8(at(codes, 64 * (column // 4) + 4 * lane + column % 4))
+        byte = read_u8(at(codes, 64 * (place // 4) + in_four))
         return byte - 256 if byte > 127 else byte
-    in_four = 4 * lane + column % 4
     step = place % 16 // 4
-    byte = read_u8(at(codes, 8 * GROUP * group + 64 * step + in_four))
+    byte = read_u8(at(codes, 64 * step + in_four))
     code = byte & 15 if place < 16 else byte >> 4
     if kind == _FIVE_BIT:
-        bits = read_u8(at(high, 64 * group + in_four))
+        bits = read_u8(at(high, in_four))
         code |= (bits >> (place // 4) & 1) << 4
     elif kind == _FIVE_BIT_K:
         bits = read_u8(at(high, 64 * (place // 4) + in_four))
         code |= (bits >> group & 1) << 4
     elif kind == _SIX_BIT:
-        bits = read_u8(at(high, 128 * group + 64 * (place // 16) + in_four))
+        bits = read_u8(at(high, 64 * (place // 16) + in_four))
         code |= (bits >> (2 * step) & 3) << 4
     return code
 
 
 @njit(nogil=True, cache=True)
-def _scale_and_offset(kind, scales, offsets, factors, lane, column):
-    """What turns a code of a record into a weight; `tiles._unpack_scales` is its twin."""
+def _scale_and_offset(kind, scales, offsets, factors, lane, number, place):
+    """What turns a code into a weight; `tiles._unpack_scales` is its twin.
+
+    Args:
+        kind: by its number in `_SCALES`.
+        scales: address of the record's, or of the group's where they are its own.
+        offsets: as scales.
+        factors: address of the record's.
+        lane: of the row.
+        number: of the group in the record.
+        place: of the column in the group.
+    """
     if kind == _HALF:
         return read_f16(at(scales, 2 * lane)), float32(0.0)
     if kind == _HALF_AND_OFFSET:
@@ -97,10 +118,9 @@ def _scale_and_offset(kind, scales, offsets, factors, lane, column):
         return read_f32(at(scales, 4 * lane)), read_f32(at(offsets, 4 * lane))
     factor = read_f16(at(factors, 2 * lane))
     if kind == _K_HALVES:
-        byte = read_u8(at(scales, 16 * (column // 16) + lane))
+        byte = read_u8(at(scales, 16 * (place // 16) + lane))
         integer = byte - 256 if byte > 127 else byte
         return float32(integer) * factor, float32(0.0)
-    number = column // GROUP
     low = read_u8(at(scales, 16 * number + lane))
     upper = read_u8(at(scales, 16 * (8 + number // 2) + lane)) >> (4 * (number % 2)) & 15
     offset_factor = read_f16(at(factors, 32 + 2 * lane))
@@ -128,6 +148,7 @@ def embed_tokens(operation, step, scratch, begin, end):
     centre = read_i64(at(op, 8 * CENTRE))
     record_columns = read_i64(at(op, 8 * RECORD_COLUMNS))
     record_bytes = read_i64(at(op, 8 * RECORD_BYTES))
+    group_bytes = read_i64(at(op, 8 * GROUP_BYTES))
     codes_at = read_i64(at(op, 8 * FIRST_PLANE))
     high_at = read_i64(at(op, 8 * (FIRST_PLANE + 1)))
     scales_at = read_i64(at(op, 8 * (FIRST_PLANE + 2)))
@@ -155,11 +176,16 @@ def embed_tokens(operation, step, scratch, begin, end):
                 if scales_kind == _NO_SCALES:
                     weight = _read_float(codes_kind, codes, lane)
                 else:
-                    if column % 16 == 0:
+                    group, place = column // GROUP, column % GROUP
+                    if place == 0 and column != 0:
+                        codes = at(codes, group_bytes)
+                        if scales_kind == _K_HALVES:
+                            high, scales = at(high, group_bytes), at(scales, group_bytes)
+                    if place % 16 == 0:
                         scale, offset = _scale_and_offset(
-                            scales_kind, scales, offsets, factors, lane, column
+                            scales_kind, scales, offsets, factors, lane, group, place
                         )
-                    code = _code(codes_kind, codes, high, lane, column)
+                    code = _code(codes_kind, codes, high, lane, group, place)
                     weight = float32(code - centre) * scale + offset
                 write_f32(at(row, 4 * (first + column)), weight * row_scale)
             record = at(record, record_bytes)

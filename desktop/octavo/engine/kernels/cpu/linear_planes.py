@@ -74,7 +74,7 @@ class PlaneReader:
         self.num_parts = TILE_ROWS // self.lanes
         self.tokens = range(num_tokens)
         self.inputs = self.strided(arguments.inputs, arguments.input_stride)
-        # Only what comes after all scales of a group depends on the size of that group.
+        # How long a record is depends on the size of scale groups, what lies where in it does not.
         self._places = form.places(GROUP)
         self._sizes = {plane.name: plane.num_bytes for plane in form.planes}
         self._record_bytes = self._bytes_of_record()
@@ -86,20 +86,20 @@ class PlaneReader:
             return known
         groups = b.lshr(self.arguments.group_size, ir.Constant(I64, 5))
         more = b.sub(groups, ir.Constant(I64, 1))
-        return b.add(known, b.mul(more, ir.Constant(I64, self._sizes["codes"])))
+        return b.add(known, b.mul(more, ir.Constant(I64, form.group_bytes)))
 
     def at(self, plane: str, record: Value, index: Value | None = None) -> Value:
         """The address of a plane's numbers in a record.
 
         Args:
-            index: which of them, where a record has several.
+            index: of which group in the record, where it has numbers for several.
         """
         b = self.b
         start = b.add(self.arguments.tile, b.mul(record, self._record_bytes))
         place = emit.offset(b, start, self._places[plane])
         if index is None:
             return place
-        return b.add(place, b.mul(index, ir.Constant(I64, self._sizes[plane])))
+        return b.add(place, b.mul(index, ir.Constant(I64, self.form.group_bytes)))
 
     def ask_ahead(self, address: Value, num_bytes: int) -> None:
         """Asks for what is read some time after what lies here.

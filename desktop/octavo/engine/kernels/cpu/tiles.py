@@ -43,9 +43,22 @@ class PackedMatrix:
         """In each tile."""
         return self.padded_columns // (self.form.record_columns or self.group_size)
 
+    def plane(self, name: str) -> Tensor:
+        """[num_tiles, num_records, groups of a record, bytes], uint8: a plane where it lies."""
+        form, places = self.form, self.form.places(self.group_size)
+        plane = next(plane for plane in form.planes if plane.name == name)
+        is_of_group = form.group_bytes != 0 and plane.num_columns == GROUP
+        num_groups = (form.record_columns or self.group_size) // GROUP if is_of_group else 1
+        return self.tiles[:, places[name] :].as_strided(
+            (len(self.tiles), self.num_records, num_groups, plane.num_bytes),
+            (self.tiles.stride(0), places["end"], form.group_bytes, 1),
+        )
+
     def unpack(self) -> Tensor:
         """[num_rows, num_columns], float32: the weights that the tiles stand for."""
-        planes = _planes_of(self)
+        planes = {
+            plane.name: self.plane(plane.name).flatten(1).contiguous() for plane in self.form.planes
+        }
         if self.form.scales is Scales.NONE:
             columns = planes["codes"].view(_FLOATS[self.form.codes])
             weights = columns.view(len(self.tiles), -1, TILE_ROWS).float().transpose(1, 2)
@@ -64,15 +77,6 @@ _FLOATS = {
     Codes.BFLOAT16: torch.bfloat16,
     Codes.FLOAT32: torch.float32,
 }
-
-
-def _planes_of(matrix: PackedMatrix) -> dict[str, Tensor]:
-    """Each plane of all records as [num_tiles, num_bytes], uint8, in memory of its own."""
-    places = matrix.form.places(matrix.group_size)
-    records = matrix.tiles[:, : matrix.num_records * places["end"]]
-    records = records.unflatten(1, (-1, places["end"]))
-    bounds = zip(places, list(places.values())[1:], strict=False)
-    return {name: records[:, :, places[name] : end].flatten(1).contiguous() for name, end in bounds}
 
 
 def empty_matrix(

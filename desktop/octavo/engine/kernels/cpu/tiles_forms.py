@@ -1,10 +1,10 @@
 """How weights and activations lie in memory for the CPU kernels. No torch, no Numba.
 
 Weights are tiles of sixteen rows. A tile is made of records, one behind the other from the left to
-the right columns, so that kernels read memory in one line. A record has all of some columns: their
-planes, one behind the other. A plane has, for each column or group of columns, one number of each
-of the sixteen rows side by side. So a SIMD lane is a row, an activation is the same for all lanes,
-and nothing is summed across lanes.
+the right columns, so that kernels read memory in one line. A record has all of some columns: first
+the planes with numbers for all of them, then, for each group of 32 of them, the planes with numbers
+of that group. A plane has numbers of each of the sixteen rows side by side. So a SIMD lane is a
+row, an activation is the same for all lanes, and nothing is summed across lanes.
 
     4-bit codes, a group of 32 columns:  four vectors of 64 bytes
     vector v, lane r, byte i:            row r; column 4v + i in the low nibble, 16 + 4v + i above
@@ -88,7 +88,7 @@ class TileForm:
     codes: Codes
     scales: Scales
     planes: tuple[Plane, ...]
-    """In the order of a record; those of a scale group of the matrix come first."""
+    """In the order of a record: those of groups within come last."""
     centre: int = 0
     """Subtracted from every code; a power of two, or 0."""
 
@@ -109,17 +109,25 @@ class TileForm:
         sizes = [plane.num_columns for plane in self.planes]
         return SCALE_GROUP if SCALE_GROUP in sizes else max(sizes)
 
+    @property
+    def group_bytes(self) -> int:
+        """From a group's numbers to the next group's in a record; 0: it has no groups within."""
+        if self.record_columns == GROUP:
+            return 0
+        return sum(plane.num_bytes for plane in self.planes if plane.num_columns == GROUP)
+
     def places(self, group_size: int) -> dict[str, int]:
         """Where each plane begins in a record, and under the name `end` where the next one begins.
 
         Args:
             group_size: columns of a scale group, where the form leaves it open.
         """
-        num_columns, places, place = self.record_columns or group_size, {}, 0
+        places, place = {}, 0
         for plane in self.planes:
             places[plane.name] = place
-            place += plane.num_bytes * (num_columns // (plane.num_columns or group_size))
-        places["end"] = place
+            place += plane.num_bytes
+        num_groups = (self.record_columns or group_size) // GROUP
+        places["end"] = place + max(0, num_groups - 1) * self.group_bytes
         return places
 
 
@@ -157,22 +165,22 @@ FORMS: dict[str, TileForm] = {
             (_NIBBLES, _FIFTH_BITS, _HALF_SCALES, _HALF_OFFSETS),
         ),
         TileForm("q8_0", Codes.SIGNED_BYTE, Scales.HALF, (_BYTES, _HALF_SCALES)),
-        TileForm("q4_k", Codes.FOUR_BIT, Scales.K_AND_OFFSET, (_NIBBLES, _K_SCALES, _K_FACTORS)),
+        TileForm("q4_k", Codes.FOUR_BIT, Scales.K_AND_OFFSET, (_K_SCALES, _K_FACTORS, _NIBBLES)),
         TileForm(
             "q5_k",
             Codes.FIVE_BIT_K,
             Scales.K_AND_OFFSET,
-            (_NIBBLES, Plane("high", 512, SUPER_GROUP), _K_SCALES, _K_FACTORS),
+            (_K_SCALES, _K_FACTORS, Plane("high", 512, SUPER_GROUP), _NIBBLES),
         ),
         TileForm(
             "q6_k",
             Codes.SIX_BIT,
             Scales.K_HALVES,
             (
-                _NIBBLES,
-                Plane("high", 128, GROUP),
-                Plane("scales", 32, GROUP),
                 Plane("factors", 32, SUPER_GROUP),
+                Plane("scales", 32, GROUP),
+                Plane("high", 128, GROUP),
+                _NIBBLES,
             ),
             centre=32,
         ),

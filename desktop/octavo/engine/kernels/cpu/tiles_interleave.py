@@ -26,18 +26,39 @@ def _copy(_context, source, target, num_bytes):
 
 
 @njit(nogil=True, error_model="numpy", cache=True)
+def _interleave_group(
+    elements: Any, row_stride: int, num_elements: int, element_bytes: int, place: Any
+) -> None:
+    """Writes one group of sixteen rows, element by element."""
+    for _ in range(num_elements):
+        if element_bytes == 4:
+            for row in range(TILE_ROWS):
+                _copy(simd.at(elements, row * row_stride), simd.at(place, 4 * row), 4)
+        elif element_bytes == 2:
+            for row in range(TILE_ROWS):
+                _copy(simd.at(elements, row * row_stride), simd.at(place, 2 * row), 2)
+        else:
+            for row in range(TILE_ROWS):
+                _copy(simd.at(elements, row * row_stride), simd.at(place, row), 1)
+        elements = simd.at(elements, element_bytes)
+        place = simd.at(place, element_bytes * TILE_ROWS)
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
 def interleave_rows(
     source: Any,
     row_stride: int,
     group_stride: int,
     num_tiles: int,
     num_records: int,
+    num_parts: int,
     num_groups: int,
     num_elements: int,
     element_bytes: int,
     target: Any,
     tile_stride: int,
     record_stride: int,
+    part_stride: int,
 ) -> None:
     """Writes one plane of some tiles.
 
@@ -47,30 +68,22 @@ def interleave_rows(
         group_stride: bytes from a group to the next.
         num_tiles: of sixteen rows each.
         num_records: in a tile.
-        num_groups: in a row of a record.
+        num_parts: in a record.
+        num_groups: in a row of a part.
         num_elements: in a group.
         element_bytes: 1, 2 or 4.
         target: address of the plane in the first record of the first tile.
         tile_stride: bytes from a tile to the next.
         record_stride: bytes from a record to the next.
+        part_stride: bytes from a part to the next.
     """
     for tile in range(num_tiles):
-        rows = simd.at(source, tile * TILE_ROWS * row_stride)
-        record_place = simd.at(target, tile * tile_stride)
+        elements = simd.at(source, tile * TILE_ROWS * row_stride)
         for record in range(num_records):
-            place = record_place
-            record_place = simd.at(record_place, record_stride)
-            for group in range(record * num_groups, (record + 1) * num_groups):
-                elements = simd.at(rows, group * group_stride)
-                for _ in range(num_elements):
-                    if element_bytes == 4:
-                        for row in range(TILE_ROWS):
-                            _copy(simd.at(elements, row * row_stride), simd.at(place, 4 * row), 4)
-                    elif element_bytes == 2:
-                        for row in range(TILE_ROWS):
-                            _copy(simd.at(elements, row * row_stride), simd.at(place, 2 * row), 2)
-                    else:
-                        for row in range(TILE_ROWS):
-                            _copy(simd.at(elements, row * row_stride), simd.at(place, row), 1)
-                    elements = simd.at(elements, element_bytes)
-                    place = simd.at(place, element_bytes * TILE_ROWS)
+            for part in range(num_parts):
+                offset = tile * tile_stride + record * record_stride + part * part_stride
+                place = simd.at(target, offset)
+                for _ in range(num_groups):
+                    _interleave_group(elements, row_stride, num_elements, element_bytes, place)
+                    elements = simd.at(elements, group_stride)
+                    place = simd.at(place, num_elements * element_bytes * TILE_ROWS)

@@ -136,7 +136,6 @@ def _whole_tiles(rows: Tensor) -> Tensor:
 
 def _write(matrix: PackedMatrix, first_row: int, planes: _Planes) -> None:
     """Writes planes of whole tiles."""
-    places = matrix.form.places(matrix.group_size)
     for name, plane in planes.items():
         num_rows, num_groups, size = plane.shape
         element_bytes = plane.element_size()
@@ -145,18 +144,20 @@ def _write(matrix: PackedMatrix, first_row: int, planes: _Planes) -> None:
             size, element_bytes = size // 4, 4
         if plane.stride(2) != 1:
             plane = plane.contiguous()
+        target = matrix.plane(name)[first_row // TILE_ROWS :]
+        _, num_records, num_parts, _ = target.shape
         interleave_rows(
             np.uint64(plane.data_ptr()),
             plane.stride(0) * plane.element_size(),
             plane.stride(1) * plane.element_size(),
             num_rows // TILE_ROWS,
-            matrix.num_records,
-            num_groups // matrix.num_records,
+            num_records,
+            num_parts,
+            num_groups // (num_records * num_parts),
             size,
             element_bytes,
-            np.uint64(matrix.tiles[first_row // TILE_ROWS].data_ptr() + places[name]),
-            matrix.tiles.stride(0),
-            places["end"],
+            np.uint64(target.data_ptr()),
+            *target.stride()[:3],
         )
 
 
