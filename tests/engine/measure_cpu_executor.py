@@ -37,6 +37,8 @@ def make_inputs(num_seqs: int, num_tokens: int, start: int, vocab_size: int) -> 
     for number in range(num_seqs):
         tokens = [random.randrange(vocab_size) for _ in range(start + num_tokens)]
         sequence = Sequence(number, str(number), 0, tokens, SamplingParams(), seed=0)
+        if num_tokens == 1:
+            sequence.num_prompt_tokens = start
         num_blocks = -(-len(tokens) // 16)
         sequence.block_tables[:] = [list(range(next_block, next_block + num_blocks))]
         next_block += num_blocks

@@ -56,6 +56,18 @@ def test_one_step() -> None:
     assert inputs.groups[0].block_tables.dtype == inputs.cu_seqlens_q.dtype == np.int32
 
 
+def test_last_tokens_of_prompts_come_between_decodes_and_longer_parts() -> None:
+    batch = PersistentBatch(4, 64, BLOCK_SIZE)
+    long, last, decode = (make_sequence(number, range(6)) for number in range(3))
+    decode.num_prompt_tokens = 5
+    for number, sequence in enumerate((long, last, decode)):
+        sequence.block_table = [1 + 2 * number, 2 + 2 * number]
+    inputs = prepare(batch, (long, 0, 6), (last, 5, 1), (decode, 5, 1))
+    assert [item.sequence for item in inputs.sequences] == [decode, last, long]
+    assert [item.is_prompt for item in inputs.sequences] == [False, True, True]
+    assert inputs.num_decode == 2
+
+
 def test_copy_on_write_exchanges_the_block_that_is_written() -> None:
     batch = PersistentBatch(4, 64, BLOCK_SIZE)
     sequence = make_sequence(0, range(7))

@@ -30,7 +30,8 @@ class GroupInputs:
 class StepInputs:
     """What one forward pass reads, all sequences one after the other.
 
-    Sequences that compute a single token come first, so that attention can take them together.
+    Sequences that compute a single token come first, so that attention can take them together,
+    and of these the last tokens of prompts come last.
     """
 
     sequences: tuple[ScheduledSequence, ...]
@@ -180,7 +181,7 @@ class PersistentBatch:
             batch: the step.
             chosen: as in `prepare_decode`.
         """
-        scheduled = sorted(batch.sequences, key=lambda item: item.num_tokens > 1)
+        scheduled = sorted(batch.sequences, key=lambda item: (item.num_tokens > 1, item.is_prompt))
         for item in scheduled:
             self._update_row(item)
         rows = np.array([item.sequence.row for item in scheduled], dtype=np.int64)

@@ -145,7 +145,8 @@ class CPUExecutor:
             inputs.token_ids,
             inputs.positions,
             inputs.cu_seqlens_q,
-            inputs.num_decode,
+            # The last token of a prompt is computed as the others are.
+            sum(not item.is_prompt for item in inputs.sequences[: inputs.num_decode]),
             [(group.slot_mapping, group.block_tables) for group in inputs.groups],
             taken=taken,
             chosen_before=before.chosen,

@@ -177,6 +177,11 @@ class ScheduledSequence:
         """
         return self.start + self.num_tokens >= self.sequence.num_tokens
 
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it begins with a token that was given, not chosen."""
+        return self.start < self.sequence.num_prompt_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduledBatch:

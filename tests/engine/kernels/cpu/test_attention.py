@@ -10,7 +10,6 @@ from octavo.engine.attention.base import AttentionMetadata, AttentionRule, Layer
 from octavo.engine.attention.torch_attention import TorchAttention
 from octavo.engine.kernels.cpu import (
     attention,
-    attention_pairs,
     attention_prompt,
     attention_rows,
     rotary,
@@ -178,9 +177,8 @@ class Layer:
         output, expected = self.step(spans)
         error = (output - expected).abs()
         lengths = torch.tensor([length for _, _, length in spans])
-        has_tiles = lengths * (self.num_heads // self.num_kv_heads) > attention_pairs.ROWS
         rounds = self.may_round and attention_prompt.IS_USED
-        is_rounded = (has_tiles & rounds).repeat_interleave(lengths)
+        is_rounded = ((lengths > 1) & rounds).repeat_interleave(lengths)
         if not is_rounded.all():
             # A rotation that rounds otherwise in its last bit may make another float16 of a key.
             assert error[~is_rounded].max() < 5e-4

@@ -11,7 +11,7 @@ import math
 
 from numba import cfunc, float32, njit, uint64
 
-from octavo.engine.kernels.cpu import attention_pairs, attention_prompt, rotary
+from octavo.engine.kernels.cpu import attention_prompt, rotary
 from octavo.engine.kernels.cpu import step_words as words
 from octavo.engine.kernels.cpu.attention_prompt import attend_prompt
 from octavo.engine.kernels.cpu.attention_rows import (
@@ -372,7 +372,7 @@ def attend_tiles(operation, step, scratch, begin, end):
         num_tokens = read_i32(at(first_tokens, 4 * (sequence + 1)))
         num_tokens -= read_i32(at(first_tokens, 4 * sequence))
         end_row = min(row + TILE_ROWS, int(num_tokens) * group_size)
-        if may_round and end_row - row > attention_pairs.ROWS:
+        if may_round and sequence >= num_decode and num_splits == 1:
             attend_prompt(operation_, step_, scratch_, sequence, kv_head, row, end_row - row)
             continue
         while row < end_row:

@@ -58,7 +58,8 @@ from octavo.engine.kernels.cpu.simd import (
 from octavo.engine.kernels.cpu.simd_tier import has_bfloat_dots
 
 IS_USED = has_bfloat_dots()
-"""Whether tiles of more than `ROWS` rows are computed here, where they may round."""
+"""Whether prompts are computed here, where they may round: all of their tokens, however they are
+cut into steps, so that a text is the same whatever part of its prompt was cached."""
 TILE_ROWS = 192
 """At most; a multiple of `ROWS`."""
 STRETCH = 512

@@ -84,7 +84,7 @@ class StepArrays:
             token_ids: [num_tokens], int64; -1 - i stands for `chosen_before[i]`.
             positions: [num_tokens], int64.
             cu_seqlens_q: [num_seqs + 1], int32.
-            num_decode: sequences at the front with one token each.
+            num_decode: sequences at the front with one token each, which are no prompts.
             groups: slot mapping, [num_tokens] int64, and block tables, [num_seqs, max_blocks]
                 int32, of each KV group.
             taken: [num_taken], int64: the rows of hidden states that are put together.
