@@ -34,8 +34,9 @@ from octavo.engine.layers.rotary_embedding import RotaryEmbedding
 from octavo.engine.model_config import ModelConfig
 from octavo.engine.models.decoder import Decoder, DecoderLayer
 
-_PORTIONS_PER_THREAD = 6
-"""A matrix is cut into so many, so that who comes late or is put aside costs little."""
+_PORTIONS_PER_THREAD = 3
+"""A matrix is cut into so many, so that who comes late or is put aside costs little; each part read
+in one line."""
 _SPLITS_PER_THREAD = 4
 """Parts of contexts, counted for each key head, so that few decodes keep all threads busy."""
 _GATE_GROUPS = 64

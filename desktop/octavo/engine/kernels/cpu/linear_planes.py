@@ -20,8 +20,9 @@ from octavo.engine.kernels.cpu.tiles_forms import (
     TileForm,
 )
 
-PREFETCH_BYTES = 2048
-"""How far ahead of its use memory is asked for; records lie in the order in which they are read."""
+BYTES_AHEAD, BYTES_AHEAD_OF_SEVERAL = 2048, 5120
+"""How far ahead of its use memory is asked for, by one token and by several; measured. Records lie
+in the order in which they are read."""
 STEPS = GROUP // 4
 """Vectors of four columns in a group."""
 
@@ -106,8 +107,9 @@ class PlaneReader:
 
         Processors look ahead, too, but stop at the end of each page.
         """
+        distance = BYTES_AHEAD if len(self.tokens) == 1 else BYTES_AHEAD_OF_SEVERAL
         for line in range(0, num_bytes, ALIGNMENT):
-            emit.prefetch(self.b, emit.offset(self.b, address, PREFETCH_BYTES + line))
+            emit.prefetch(self.b, emit.offset(self.b, address, distance + line))
 
     def strided(self, start: Value, stride: Value) -> list[Value]:
         b = self.b
