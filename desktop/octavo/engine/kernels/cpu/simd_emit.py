@@ -12,7 +12,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 
 from octavo.engine.kernels.cpu.simd_tier import Tier
-from octavo.engine.kernels.cpu.simd_types import BF16, F16, F32, I8, I16, I32, I64
+from octavo.engine.kernels.cpu.simd_types import F16, F32, I8, I16, I32, I64, BFloatType
 
 Value: TypeAlias = ir.Value
 Builder: TypeAlias = ir.IRBuilder
@@ -339,13 +339,15 @@ def dot_words(b: Builder, total: Value, x: Value, y: Value) -> Value:
 
 def to_bfloat(b: Builder, x: Value) -> Value:
     """Sixteen float32 to the bits of bfloat16, as i16, rounded to nearest even."""
-    rounded = call(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", vector(BF16, 16), [x])
+    rounded = call(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", vector(BFloatType(), 16), [x])
     return b.bitcast(rounded, vector(I16, 16))
 
 
 def to_bfloat_pairs(b: Builder, first: Value, second: Value) -> Value:
     """Two vectors of sixteen float32 to pairs of bfloat16, one of each, rounded to nearest even."""
-    both = call(b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", vector(BF16, 32), [second, first])
+    both = call(
+        b, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", vector(BFloatType(), 32), [second, first]
+    )
     halves = b.bitcast(both, vector(I16, 32))
     order = [place for lane in range(16) for place in (lane, 16 + lane)]
     paired = b.shuffle_vector(halves, halves, ir.Constant(vector(I32, 32), order))
@@ -354,7 +356,7 @@ def to_bfloat_pairs(b: Builder, first: Value, second: Value) -> Value:
 
 def dot_bfloat(b: Builder, total: Value, x: Value, y: Value) -> Value:
     """total + the products of two pairs in each of sixteen lanes of float32."""
-    kind = vector(BF16, 32)
+    kind = vector(BFloatType(), 32)
     arguments = [total, b.bitcast(x, kind), b.bitcast(y, kind)]
     return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", total.type, arguments)
 

@@ -17,20 +17,18 @@ F16 = ir.HalfType()
 F32 = ir.FloatType()
 
 
-class _BFloatType(ir.Type):
+class BFloatType(ir.Type):
     """bfloat16, which llvmlite has no type for."""
 
     def _to_string(self) -> str:
         return "bfloat"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloatType)
+        return isinstance(other, BFloatType)
 
     def __hash__(self) -> int:
-        return hash(_BFloatType)
+        return hash(BFloatType)
 
-
-BF16 = _BFloatType()
 
 _ELEMENTS = {"f32": F32, "i32": I32}
 
