@@ -20,9 +20,8 @@ from octavo.engine.kernels.cpu.tiles_forms import (
     TileForm,
 )
 
-BYTES_AHEAD, BYTES_AHEAD_OF_SEVERAL = 2048, 5120
-"""How far ahead of its use memory is asked for, by one token and by several; measured. Records lie
-in the order in which they are read."""
+BYTES_AHEAD = 5120
+"""How far ahead of its use memory is asked for; records lie in the order in which they are read."""
 STEPS = GROUP // 4
 """Vectors of four columns in a group."""
 
@@ -107,9 +106,8 @@ class PlaneReader:
 
         Processors look ahead, too, but stop at the end of each page.
         """
-        distance = BYTES_AHEAD if len(self.tokens) == 1 else BYTES_AHEAD_OF_SEVERAL
         for line in range(0, num_bytes, ALIGNMENT):
-            emit.prefetch(self.b, emit.offset(self.b, address, distance + line))
+            emit.prefetch(self.b, emit.offset(self.b, address, BYTES_AHEAD + line))
 
     def strided(self, start: Value, stride: Value) -> list[Value]:
         b = self.b
