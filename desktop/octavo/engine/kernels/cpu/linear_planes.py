@@ -21,8 +21,8 @@ from octavo.engine.kernels.cpu.tiles_forms import (
 )
 
 BYTES_AHEAD, BYTES_AHEAD_OF_FASTEST = 5120, 2048
-"""How far ahead of its use memory is asked for, in the order in which it is read; and by one token on
-AVX-512, which reads as fast as memory gives anyway and would only ask for more than its part."""
+"""How far ahead of its use memory is asked for, in the order in which it is read; and by one token
+on AVX-512, where a core reads as fast as memory gives anyway."""
 STEPS = GROUP // 4
 """Vectors of four columns in a group."""
 
