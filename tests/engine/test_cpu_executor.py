@@ -161,6 +161,10 @@ def test_blocks_are_copied_in_all_layers_of_a_group() -> None:
     both.check((sequence, 20, 1))
 
 
+def test_prompts_of_a_model_that_is_not_quantised_attend_in_float32() -> None:
+    assert "16 bits" not in BothExecutors(tiny_config(**SHAPE)).kernels.reason
+
+
 def test_its_cache_takes_what_the_plan_says() -> None:
     config = tiny_config(**SHAPE)
     executor = BothExecutors(config).kernels

@@ -7,6 +7,7 @@ import pytest
 from octavo.checkpoint.gguf import read_gguf_header
 from octavo.engine.config import EngineConfig
 from octavo.engine.engine import Engine
+from octavo.engine.kernels.cpu.simd_tier import has_bfloat_dots
 from octavo.engine.load_report import LoadReport
 from octavo.engine.loading import load_engine
 from octavo.engine.request import TokenLogprob
@@ -49,6 +50,7 @@ def test_the_load_says_what_computes(loaded: tuple[Engine, LoadReport]) -> None:
     report = loaded[1]
     assert report.executor == "CPU kernels"
     assert "2 threads" in report.executor_reason
+    assert ("prompts attend in 16 bits" in report.executor_reason) == has_bfloat_dots()
     assert report.plan.uses_kernels
     assert "packed" in report.weights_note
 

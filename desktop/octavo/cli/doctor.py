@@ -123,7 +123,9 @@ def _examine_kernels(findings: Findings, paths: AppPaths, core: Core) -> None:
     num_kept = core.tile_store.num_models()
     findings.sections["CPU kernels"] = {
         "vectors": "none that they know: torch computes" if tier is Tier.NONE else str(tier),
-        "prompts": "attend in 16 bits" if has_bfloat_dots() else "attend in float32",
+        "prompts": "attend in 16 bits where weights are quantised"
+        if has_bfloat_dots()
+        else "attend in float32",
         "threads": str(settings.cpu_threads or default_cpu_threads()),
         "switched": "off" if settings.cpu_kernels == "off" else "on",
         "compiled": str(paths.kernels_dir),

@@ -11,7 +11,7 @@ from octavo.engine.batch import StepInputs
 from octavo.engine.config import EngineConfig
 from octavo.engine.cpu_program import DecoderProgram
 from octavo.engine.executor import Draws
-from octavo.engine.kernels.cpu import attention, attention_prompt, sampling, truncation
+from octavo.engine.kernels.cpu import attention, sampling, truncation
 from octavo.engine.kernels.cpu.limits import BLOCK_SIZE
 from octavo.engine.kernels.cpu.program import paged_buffer
 from octavo.engine.kernels.cpu.simd import TIER
@@ -54,8 +54,6 @@ class CPUExecutor:
             num_threads: that compute, the caller's among them.
         """
         assert plan.block_size == BLOCK_SIZE
-        rounding = ", prompts attend in 16 bits" if attention_prompt.IS_USED else ""
-        self.reason = f"The processor has {TIER}{rounding}; {num_threads} threads compute."
         groups = kv_groups(config, plan.max_model_len)
         self._pages = []
         for group, num_blocks in zip(groups, plan.num_group_blocks, strict=True):
@@ -76,6 +74,8 @@ class CPUExecutor:
             max_rows=max_rows,
             num_threads=num_threads,
         )
+        rounding = "; prompts attend in 16 bits" if self._program.rounds_prompts else ""
+        self.reason = f"The processor has {TIER}; {num_threads} threads compute{rounding}."
         scratch_bytes = max(
             attention.SCRATCH_BYTES,
             sampling.SCRATCH_BYTES,

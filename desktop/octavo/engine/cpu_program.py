@@ -13,6 +13,7 @@ from octavo.engine.cpu_buffers import Experts, FeedForward, Inputs
 from octavo.engine.cpu_weights import Matrix
 from octavo.engine.kernels.cpu import (
     attention,
+    attention_prompt,
     attention_rows,
     embedding,
     moe,
@@ -95,6 +96,8 @@ class DecoderProgram:
         self._inputs = Inputs(max_tokens, size)
         self._projected = float_buffer(max_tokens, num_all_heads * head_dim)
         self._attended = Inputs(max_tokens, query_size)
+        self.rounds_prompts = False
+        """Whether prompts attend in 16 bits, in any layer."""
         self.max_split_tiles = max(1, _SPLITS_PER_THREAD * num_threads // config.num_kv_heads)
         """The most parts of contexts, of all decodes of a step together."""
         self._attended_parts = float_buffer(
@@ -244,6 +247,7 @@ class DecoderProgram:
         )
         output = Matrix.of_layers([module.o_proj])
         quantized = self._attended.quantized_for(output)
+        self.rounds_prompts |= attention_prompt.IS_USED and quantized is not None
         # Heads that are no whole groups are quantised when all of a row is there.
         writes_groups = quantized is not None and head_dim % GROUP == 0
         words |= {
@@ -254,7 +258,7 @@ class DecoderProgram:
             attention_rows.WINDOW: window or 0,
             attention_rows.SOFTCAP: float(config.attention_softcap or 0.0),
             attention_rows.SINKS: None if module.sinks is None else _floats(module.sinks),
-            # 8 bits follow.
+            # What reads it takes 8 bits.
             attention_rows.MAY_ROUND: int(quantized is not None),
         }
         self.layers.add(

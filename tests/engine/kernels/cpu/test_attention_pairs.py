@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import torch
 from llvmlite import ir
 from numba import njit
 
-from octavo.engine.kernels.cpu import attention_pairs, simd, simd_emit, simd_tier
+from octavo.engine.kernels.cpu import simd, simd_emit, simd_tier
 from octavo.engine.kernels.cpu.attention_pairs import COLUMNS, ROWS, score_pairs, weigh_pairs
 from octavo.engine.kernels.cpu.simd_tier import Tier
 from octavo.engine.kernels.cpu.simd_types import F32, I32
@@ -43,7 +42,6 @@ def test_a_lower_tier_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv(simd_tier.CPU_FEATURES, features)
             expected = tier is Tier.AVX512VNNI and bool(more)
             assert simd_tier.has_bfloat_dots() == expected
-    assert llvm.llvm_version_info[0] >= 20, "the instructions' names are those of later LLVMs"
 
 
 @needs_bfloat_dots
@@ -130,7 +128,3 @@ def test_powers_of_two_are_finer_than_bfloat16() -> None:
     x[:16] = -3e38
     power(address(x), address(out), 16)
     assert (out[:16] <= 2e-38).all()
-
-
-def test_rows_and_columns_fit_the_registers() -> None:
-    assert attention_pairs.ROWS * attention_pairs.COLUMNS + attention_pairs.COLUMNS < 32

@@ -134,9 +134,8 @@ def weigh_pairs(
     num_columns = columns.literal_value
 
     def generate(target: Any, b: Any, _signature: Any, arguments: Any) -> Any:
-        weights, weight_stride, values, num_pairs, pair_bytes, outputs, output_stride = arguments[
-            1:
-        ]
+        weights, weight_stride, values, num_pairs, pair_bytes = arguments[1:6]
+        outputs, output_stride = arguments[6:]
         rows = _rows_from(b, weights, weight_stride)
         places = [
             emit.offset(b, row, column * _VECTOR_BYTES)
@@ -154,9 +153,8 @@ def weigh_pairs(
             factors = [b.add(row, place) for row in rows]
             return _add_pairs(b, emit.dot_bfloat, sums, factors, vectors)
 
-        sums = emit.loop(
-            b, num_pairs, [emit.load(b, place, _FLOATS) for place in places], add_tokens
-        )
+        before = [emit.load(b, place, _FLOATS) for place in places]
+        sums = emit.loop(b, num_pairs, before, add_tokens)
         for place, total in zip(places, sums, strict=True):
             emit.store(b, place, total)
         return target.get_dummy_value()

@@ -195,8 +195,8 @@ def _weigh_row(operation, scratch, row, start, num_vectors):
         scale_row(scores, scores, 16 * num_vectors, float32(_LOG2_E))
     end = read_i64(at(scratch, _ENDS + 8 * row))
     hide_scores(scores, num_vectors, start, end, read_i64(at(operation, 8 * WINDOW)))
-    maximum, sums = at(scratch, _MAXIMA + 4 * row), at(scratch, _SUMS + 4 * row)
-    before = read_f32(maximum)
+    top, sums = at(scratch, _MAXIMA + 4 * row), at(scratch, _SUMS + 4 * row)
+    before = read_f32(top)
     highest = highest_of(scores, num_vectors, before)
     total = _exponentiate(scores, weights, num_vectors, highest)
     if highest != before:
@@ -205,7 +205,7 @@ def _weigh_row(operation, scratch, row, start, num_vectors):
         output = at(scratch, _OUTPUTS + 4 * head_dim * row)
         scale_row(output, output, head_dim, shrink)
         write_f32(sums, total + read_f32(sums) * shrink)
-        write_f32(maximum, highest)
+        write_f32(top, highest)
     else:
         write_f32(sums, total + read_f32(sums))
 
