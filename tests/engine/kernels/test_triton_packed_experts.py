@@ -117,6 +117,7 @@ def test_two_forms_beside_an_expert_for_all(num_tokens: int) -> None:
 def test_many_tokens_unpack_some_experts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gates and ups of two experts are a slab; and downs of all."""
     monkeypatch.setattr(experts_module, "_MAX_TILED_PICKS", 0)
+    monkeypatch.setattr(experts_module, "_MAX_VECTOR_PICKS", 0)
     monkeypatch.setattr(experts_module, "_SLAB_ELEMENTS", 2 * 2 * 128 * 128)
     mixture, module = make_mixture(
         MoEConfig(3, 2, 128), 128, "int4 g128", "int8 channels", torch.float16

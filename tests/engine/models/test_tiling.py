@@ -85,6 +85,24 @@ def test_experts_become_one(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(tiled.unpack(), expected, rtol=2**-22, atol=0)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_experts_of_folders_become_one(
+    kind: QuantizedKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at a time, then one; where one of them can be tiled and keeps its order."""
+    monkeypatch.setattr(tiling, "_SLAB_ELEMENTS", 2 * 64 * NUM_COLUMNS)
+    experts = [packed_linear(kind, 64, NUM_COLUMNS, seed=seed) for seed in range(3)]
+    tiled = tile_stack(experts)
+    alone = tile_packed(experts[0])
+    if not alone or alone[0].input_order is not None:
+        assert tiled is None
+        return
+    assert tiled is not None
+    expected = torch.cat([one.unpack(torch.float32) for one in experts])
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(tiled.unpack(), expected, rtol=1e-3, atol=largest * 2**-11)
+
+
 def test_experts_that_lie_unlike_each_other_are_left_to_modules() -> None:
     experts = [packed_blocks(kind) for kind in (GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K)]
     assert tile_stack(experts[:2]) is not None

@@ -54,8 +54,9 @@ class Experts(nn.Module):
 
     def put(self, name: str, index: int, matrix: torch.Tensor | PackedWeight) -> None:
         """As `KeepsPacked` says."""
-        stacked = getattr(self, name)
-        self.packed.setdefault(name, list(stacked))[index] = matrix
+        if name not in self.packed:
+            self.packed[name] = list(getattr(self, name))
+        self.packed[name][index] = matrix
 
     def forward(self, expert: int, hidden: torch.Tensor, activation: str) -> torch.Tensor:
         """[num_tokens, hidden_size] through one expert."""

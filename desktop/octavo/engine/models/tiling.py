@@ -1,7 +1,7 @@
 """Packed weights of checkpoints, arranged for the kernels of an NVIDIA card."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from octavo.engine.kernels.triton.tiles import (
     tile_q4_k,
     tile_q6_k,
 )
-from octavo.engine.quantization.affine import affine_groups
+from octavo.engine.quantization.affine import AffineGroups, affine_groups
 from octavo.engine.quantization.float8 import Float8Linear
 from octavo.engine.quantization.gguf import scales_and_minimums
 from octavo.engine.quantization.gguf_affine import AFFINE_BLOCKS
@@ -53,9 +53,11 @@ def tile_stack(weights: Sequence[PackedWeight]) -> TiledWeights | None:
     Returns:
         None: they do not all fit one form, or want their input features in another order.
     """
+    num_rows, num_columns = weights[0].shape
+    count = max(1, _SLAB_ELEMENTS // (num_rows * num_columns))
     stack: list[TiledWeights] = []
-    for some in _joined(weights):
-        tiled = tile_packed(some)
+    for start in range(0, len(weights), count):
+        tiled = _tile_together(weights[start : start + count])
         if len(tiled) != 1 or tiled[0].input_order is not None:
             return None
         if stack and tiled[0].form != stack[0].form:
@@ -64,17 +66,28 @@ def tile_stack(weights: Sequence[PackedWeight]) -> TiledWeights | None:
     return stack_rows(stack)
 
 
-def _joined(weights: Sequence[PackedWeight]) -> Iterator[PackedWeight]:
-    """GGUF's blocks a slab at a time: each matrix by itself would keep the device waiting."""
-    num_rows, num_columns = weights[0].shape
-    count = max(1, _SLAB_ELEMENTS // (num_rows * num_columns))
-    for start in range(0, len(weights), count):
-        some = weights[start : start + count]
-        blocks = [one for one in some if isinstance(one, PackedBlocks)]
-        if len(blocks) == len(some) and len({one.ggml_type for one in blocks}) == 1:
-            yield PackedBlocks(torch.cat([one.blocks for one in blocks]), blocks[0].ggml_type)
-        else:
-            yield from some
+def _tile_together(weights: Sequence[PackedWeight]) -> list[TiledWeights]:
+    """As `tile_packed`; at once where it can, for each by itself would keep the device waiting."""
+    if len(weights) == 1:
+        return tile_packed(*weights)
+    blocks = [one for one in weights if isinstance(one, PackedBlocks)]
+    if len(blocks) == len(weights) and len({one.ggml_type for one in blocks}) == 1:
+        joined = torch.cat([one.blocks for one in blocks])
+        return tile_packed(PackedBlocks(joined, blocks[0].ggml_type))
+    linears = [one for one in weights if isinstance(one, PackedLinear)]
+    groups = [affine_groups(one, 0, one.shape[0]) for one in linears]
+    joinable = [one for one in groups if one is not None and one.input_order is None]
+    if len(joinable) < len(weights) or len({(g.bits, g.group_size) for g in joinable}) > 1:
+        return tile_packed(*weights)
+    together = AffineGroups(
+        torch.cat([one.codes for one in joinable]),
+        joinable[0].bits,
+        joinable[0].group_size,
+        torch.cat([one.scales for one in joinable]),
+        torch.cat([one.offsets for one in joinable]),
+    )
+    tiled = _tile_groups(together)
+    return [] if tiled is None else [tiled]
 
 
 def _tile_slab(weight: PackedWeight, start: int, stop: int) -> TiledWeights | None:
@@ -85,11 +98,14 @@ def _tile_slab(weight: PackedWeight, start: int, stop: int) -> TiledWeights | No
     groups = affine_groups(weight, start, stop)
     if groups is None:
         return None
-    num_columns = weight.shape[1]
-    is_whole = groups.scales.shape[1] == 1
-    if not is_whole and (groups.group_size == 16 or num_columns % groups.group_size):
-        return None
     keeps_offsets = isinstance(weight, PackedBlocks) and weight.ggml_type in _WITH_OFFSETS
+    return _tile_groups(groups, keeps_offsets=keeps_offsets)
+
+
+def _tile_groups(groups: AffineGroups, *, keeps_offsets: bool = False) -> TiledWeights | None:
+    is_whole = groups.scales.shape[1] == 1
+    if not is_whole and (groups.group_size == 16 or groups.codes.shape[1] % groups.group_size):
+        return None
     tiled = tile_affine(
         groups.codes, groups.bits, groups.scales, groups.offsets, keeps_offsets=keeps_offsets
     )

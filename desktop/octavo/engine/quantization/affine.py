@@ -85,10 +85,12 @@ def affine_groups(weight: PackedWeight, start: int, stop: int) -> AffineGroups |
 
 
 def _from_integers(integers: StoredIntegers, start: int, stop: int) -> AffineGroups | None:
-    groups, order = integers.groups, None
+    # On the host: to wait for the device once, not with every question, counts for many experts.
+    groups, order = integers.groups.cpu(), None
     if bool((groups.diff() < 0).any()):
         order = groups.argsort(stable=True)
         groups = groups[order]
+        order = order.to(integers.values.device)
     num_groups = integers.scales.shape[1]
     sizes = groups.bincount(minlength=num_groups)
     group_size = int(sizes[0])

@@ -19,12 +19,15 @@ from octavo.engine.kernels.triton.tiled_expert_gemm import (
     tiled_grouped_shape,
 )
 from octavo.engine.kernels.triton.tiled_expert_gemv import add_picked_tiled, multiply_picked_tiled
+from octavo.engine.kernels.triton.tiled_gemm import scales_are_many
 from octavo.engine.kernels.triton.tiled_unpack import unpack_rows
 from octavo.engine.kernels.triton.tiles import TiledWeights
 
-_MAX_TILED_PICKS = 64
-"""Of an expert, on average; with more, matrices are unpacked: they are read once, not once a block
-of picks."""
+_MAX_VECTOR_PICKS = 0.5
+"""Of an expert, on average; so few seldom share one, and each is computed by itself."""
+_MAX_TILED_PICKS, _MAX_SCALED_PICKS = 640, 200
+"""Likewise; with more, matrices are unpacked: each is read and scaled once, not once a block of
+picks. The second where applying scales takes about as long as the products."""
 _SLAB_ELEMENTS = 2**26
 """Values that are unpacked for that at a time, or one expert's; `step_memory` counts them."""
 
@@ -156,9 +159,13 @@ class TiledExperts:
 
     def multiply(self, rows: torch.Tensor, picks: Picks) -> torch.Tensor:
         num_picks, num_experts = picks.experts.numel(), self._num_experts
-        if num_picks > _MAX_TILED_PICKS * num_experts:
+        if num_picks <= _MAX_VECTOR_PICKS * num_experts:
+            return self._multiply_alone(rows, picks)
+        form = self._gate_ups.form
+        most = _MAX_SCALED_PICKS if scales_are_many(form) else _MAX_TILED_PICKS
+        if num_picks > most * num_experts:
             return self._multiply_unpacked(rows, picks)
-        shape = tiled_grouped_shape(num_picks, num_experts, rows.device)
+        shape = tiled_grouped_shape(num_picks, num_experts, form, rows.device)
         groups = group_picks(picks, num_experts, shape.picks, overlap=self._overlap)
         activated = multiply_grouped_tiled(
             rows,
@@ -205,6 +212,7 @@ class TiledExperts:
             self._gate_ups,
             picks,
             self._num_experts,
+            gated=True,
             activation=self._activation,
             overlap=self._overlap,
         )
@@ -217,6 +225,20 @@ class TiledExperts:
             shared=shared,
             shared_logits=shared_logits,
             overlap=self._overlap,
+        )
+
+    def _multiply_alone(self, rows: torch.Tensor, picks: Picks) -> torch.Tensor:
+        activated = multiply_picked_tiled(
+            rows,
+            self._gate_ups,
+            picks,
+            self._num_experts,
+            gated=True,
+            activation=self._activation,
+            overlap=self._overlap,
+        )
+        return multiply_picked_tiled(
+            activated, self._downs, picks, self._num_experts, gated=False, overlap=self._overlap
         )
 
     def _multiply_unpacked(self, rows: torch.Tensor, picks: Picks) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""One token through the packed experts that were picked for it, reading no others.
+"""One token, or few, through the packed experts that were picked for them, reading no others.
 
 As `expert_gemv`, for matrices in tiles, those of all experts above each other. Plain-torch twins
 are `TiledWeights.unpack` and `layers.moe.MoE`.
@@ -11,15 +11,17 @@ import triton.language as tl
 from octavo.engine.kernels.triton.gated_activation import apply_gate
 from octavo.engine.kernels.triton.launch import follow, launch_options
 from octavo.engine.kernels.triton.moe_routing import Picks
+from octavo.engine.kernels.triton.tiled_gemm import scales_are_many
 from octavo.engine.kernels.triton.tiled_gemv import CELL_HALVES, TiledGemvShape, add_cells
-from octavo.engine.kernels.triton.tiles import TiledWeights
+from octavo.engine.kernels.triton.tiles import Q6_K_SCALES, TiledWeights, TileForm
 
 _MAX_UNROLLED = 16
+"""Steps along a row that are compiled one after the other, so that later ones load ahead."""
 
 
 @triton.jit
 def _multiply_picked(
-    vector,
+    vectors,
     words,
     high,
     scales,
@@ -28,6 +30,7 @@ def _multiply_picked(
     experts,
     output,
     num_features,
+    PICKS_PER_VECTOR: tl.constexpr,
     NUM_COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
     CELLS: tl.constexpr,
@@ -39,43 +42,49 @@ def _multiply_picked(
     SCALES: tl.constexpr,
     HAS_SHIFTS: tl.constexpr,
     IS_FLOAT8: tl.constexpr,
+    GATED: tl.constexpr,
     ACTIVATION: tl.constexpr,
     IS_BFLOAT16: tl.constexpr,
     ASM: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Gates and ups take turns among the program's rows."""
+    """If `GATED`, gates and ups take turns among the program's rows."""
     TILE: tl.constexpr = 32 * PARTS
     ROW_CELLS: tl.constexpr = NUM_COLUMNS // (PARTS * 8)
     IS_EVEN: tl.constexpr = ROW_CELLS % CELLS == 0
+    MATRICES: tl.constexpr = 2 if GATED else 1
     pick = tl.program_id(1)
     turns = tl.arange(0, ROWS)
-    features = tl.program_id(0) * (ROWS // 2) + turns // 2
+    features = tl.program_id(0) * (ROWS // MATRICES) + turns // MATRICES
     features = tl.minimum(features, num_features - 1)
     follow(OVERLAP)
     expert = tl.load(experts + pick)
-    rows = ((expert * 2 + turns % 2) * num_features + features)[:, None]
+    rows = ((expert * MATRICES + turns % MATRICES) * num_features + features)[:, None]
+    vector = vectors + pick // PICKS_PER_VECTOR * (NUM_COLUMNS // 2)
+    lanes = tl.arange(0, CELLS)[None, :]
     sums = tl.zeros([ROWS, CELLS], tl.float32)
     if UNROLLED:
         for first in tl.static_range(0, ROW_CELLS, CELLS):
             sums = add_cells(
-                sums, vector, words, high, scales, shifts, factors, rows, first,
-                NUM_COLUMNS, CELLS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
+                sums, vector, words, high, scales, shifts, factors, rows, first + lanes,
+                NUM_COLUMNS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
                 HAS_SHIFTS, IS_FLOAT8, IS_BFLOAT16, ASM, False,
             )  # fmt: skip
     else:
         for first in tl.range(0, ROW_CELLS, CELLS):
             sums = add_cells(
-                sums, vector, words, high, scales, shifts, factors, rows, first,
-                NUM_COLUMNS, CELLS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
+                sums, vector, words, high, scales, shifts, factors, rows, first + lanes,
+                NUM_COLUMNS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
                 HAS_SHIFTS, IS_FLOAT8, IS_BFLOAT16, ASM, False,
             )  # fmt: skip
-    gate, up = tl.split(tl.reshape(tl.sum(sums, 1), [ROWS // 2, 2]))
-    own_features = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+    result = tl.sum(sums, 1)
     dtype = output.dtype.element_ty
-    activated = apply_gate(gate, up, ACTIVATION, dtype)
+    if GATED:
+        gate, up = tl.split(tl.reshape(result, [ROWS // 2, 2]))
+        result = apply_gate(gate, up, ACTIVATION, dtype)
+    own_features = tl.program_id(0) * (ROWS // MATRICES) + tl.arange(0, ROWS // MATRICES)
     place = output + pick * num_features + own_features
-    tl.store(place, activated.to(dtype), mask=own_features < num_features)
+    tl.store(place, result.to(dtype), mask=own_features < num_features)
 
 
 @triton.jit
@@ -110,27 +119,26 @@ def _add_picked(
     ASM: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
+    """The rows of all picks count as one: each may be too short to keep the threads busy."""
+    ALL_CELLS: tl.constexpr = NUM_PICKS * (NUM_COLUMNS // (PARTS * 8))
     features = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_matrix = features < num_features
     safe_features = tl.minimum(features, num_features - 1)[:, None]
     follow(OVERLAP)
-    STEPS: tl.constexpr = (NUM_COLUMNS // (PARTS * 8) + CELLS - 1) // CELLS
     sums = tl.zeros([ROWS, CELLS], tl.float32)
     if UNROLLED:
-        for step in tl.static_range(NUM_PICKS * STEPS):
-            sums = _add_share(
-                sums, vectors, words, high, scales, shifts, factors, experts, shares,
-                step // STEPS, step % STEPS * CELLS, safe_features, num_features, NUM_COLUMNS,
-                ROWS, CELLS, BITS, PARTS, GROUP, CENTRE, SCALES, HAS_SHIFTS, IS_FLOAT8,
-                IS_BFLOAT16, ASM,
+        for first in tl.static_range(0, ALL_CELLS, CELLS):
+            sums = _add_shares(
+                sums, vectors, words, high, scales, shifts, factors, experts, shares, first,
+                safe_features, num_features, ALL_CELLS, NUM_COLUMNS, ROWS, CELLS, BITS, PARTS,
+                GROUP, CENTRE, SCALES, HAS_SHIFTS, IS_FLOAT8, IS_BFLOAT16, ASM,
             )  # fmt: skip
     else:
-        for step in tl.range(NUM_PICKS * STEPS):
-            sums = _add_share(
-                sums, vectors, words, high, scales, shifts, factors, experts, shares,
-                step // STEPS, step % STEPS * CELLS, safe_features, num_features, NUM_COLUMNS,
-                ROWS, CELLS, BITS, PARTS, GROUP, CENTRE, SCALES, HAS_SHIFTS, IS_FLOAT8,
-                IS_BFLOAT16, ASM,
+        for first in tl.range(0, ALL_CELLS, CELLS):
+            sums = _add_shares(
+                sums, vectors, words, high, scales, shifts, factors, experts, shares, first,
+                safe_features, num_features, ALL_CELLS, NUM_COLUMNS, ROWS, CELLS, BITS, PARTS,
+                GROUP, CENTRE, SCALES, HAS_SHIFTS, IS_FLOAT8, IS_BFLOAT16, ASM,
             )  # fmt: skip
     total = tl.sum(sums, 1)
     if HAS_SHARED:
@@ -145,79 +153,93 @@ def _add_picked(
 
 
 @triton.jit
-def _add_share(
-    sums, vectors, words, high, scales, shifts, factors, experts, shares, pick, first, features,
+def _add_shares(
+    sums, vectors, words, high, scales, shifts, factors, experts, shares, first, features,
     num_features,
-    NUM_COLUMNS: tl.constexpr, ROWS: tl.constexpr, CELLS: tl.constexpr, BITS: tl.constexpr,
-    PARTS: tl.constexpr, GROUP: tl.constexpr, CENTRE: tl.constexpr, SCALES: tl.constexpr,
-    HAS_SHIFTS: tl.constexpr, IS_FLOAT8: tl.constexpr, IS_BFLOAT16: tl.constexpr,
-    ASM: tl.constexpr,
+    ALL_CELLS: tl.constexpr, NUM_COLUMNS: tl.constexpr, ROWS: tl.constexpr, CELLS: tl.constexpr,
+    BITS: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr, CENTRE: tl.constexpr,
+    SCALES: tl.constexpr, HAS_SHIFTS: tl.constexpr, IS_FLOAT8: tl.constexpr,
+    IS_BFLOAT16: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Adds some cells of one expert, weighted by its share."""
-    IS_EVEN: tl.constexpr = NUM_COLUMNS // (PARTS * 8) % CELLS == 0
+    """Adds some cells, each weighted by the share of its expert."""
+    ROW_CELLS: tl.constexpr = NUM_COLUMNS // (PARTS * 8)
+    index = first + tl.arange(0, CELLS)[None, :]
+    safe_index = tl.minimum(index, ALL_CELLS - 1)
+    pick = safe_index // ROW_CELLS
     rows = tl.load(experts + pick) * num_features + features
     share = tl.load(shares + pick)
+    if ALL_CELLS % CELLS:
+        share = tl.where(index < ALL_CELLS, share, 0.0)
     products = add_cells(
         tl.zeros([ROWS, CELLS], tl.float32), vectors + pick * (NUM_COLUMNS // 2), words, high,
-        scales, shifts, factors, rows, first, NUM_COLUMNS, CELLS, IS_EVEN, BITS, PARTS,
+        scales, shifts, factors, rows, safe_index % ROW_CELLS, NUM_COLUMNS, True, BITS, PARTS,
         32 * PARTS, GROUP, CENTRE, SCALES, HAS_SHIFTS, IS_FLOAT8, IS_BFLOAT16, ASM, False,
     )  # fmt: skip
     return sums + share * products
 
 
-def picked_gemv_shape(weights: TiledWeights, *, gated: bool) -> TiledGemvShape:
-    """A warp takes few rows: experts are small, and many programs hide how long reading takes."""
-    row_cells = weights.in_features // (weights.form.parts * CELL_HALVES)
-    cells = 64 if weights.form.parts == 2 else 32
-    if row_cells % cells:
-        cells = 32
-    return TiledGemvShape(4 if gated else 2, cells)
+def picked_gemv_shape(form: TileForm, *, takes_all_picks: bool = False) -> TiledGemvShape:
+    """The measured best on Hopper for experts of 768 features.
+
+    Args:
+        form: of the matrices.
+        takes_all_picks: whether a program adds up what all picks of a token come to.
+    """
+    if takes_all_picks:
+        if form.parts == 2:
+            return TiledGemvShape(2, 128)
+        return TiledGemvShape(4, 64) if scales_are_many(form) else TiledGemvShape(8, 256)
+    return TiledGemvShape(4 if form.scales == Q6_K_SCALES else 8, 32)
 
 
 def multiply_picked_tiled(
-    vector: torch.Tensor,
-    gate_ups: TiledWeights,
+    vectors: torch.Tensor,
+    weights: TiledWeights,
     picks: Picks,
     num_experts: int,
     *,
+    gated: bool,
     activation: str = "silu",
     shape: TiledGemvShape | None = None,
     overlap: bool = False,
 ) -> torch.Tensor:
-    """activation(gate) * up of one token in each of its experts.
+    """Multiplies the vector of each pick by the matrix of its expert.
 
     Args:
-        vector: [1, in_features], bfloat16 or float16, contiguous.
-        gate_ups: [num_experts * 2 * intermediate_size, in_features]: of each expert the gates,
-            then the ups.
-        picks: of the token.
+        vectors: [num_tokens, in_features], or one for each pick; bfloat16 or float16, contiguous.
+        weights: [num_experts * out_features, in_features]; if gated, of each expert the gates, then
+            the ups.
+        picks: of the tokens.
         num_experts: of the layer.
+        gated: whether the results are activation(gate) * up.
         activation: as `layers.mlp.apply_gate` has them.
         shape: None: the usual one.
         overlap: whether the launch may overlap with the kernel before it.
 
     Returns:
-        [num_picks, intermediate_size].
+        [num_tokens * num_picks, out_features], or half of these if gated.
     """
-    assert vector.dtype in (torch.bfloat16, torch.float16)
-    assert gate_ups.words.numel() < 2**31
-    form, num_columns = gate_ups.form, gate_ups.in_features
-    num_features = gate_ups.out_features // (2 * num_experts)
-    num_picks = picks.experts.shape[1]
-    output = vector.new_empty(num_picks, num_features)
+    assert vectors.dtype in (torch.bfloat16, torch.float16)
+    assert weights.words.numel() < 2**31
+    form, num_columns = weights.form, weights.in_features
+    num_matrices = 2 if gated else 1
+    num_features = weights.out_features // (num_matrices * num_experts)
+    num_picks = picks.experts.numel()
+    output = vectors.new_empty(num_picks, num_features)
     if shape is None:
-        shape = picked_gemv_shape(gate_ups, gated=True)
+        shape = picked_gemv_shape(form)
     row_cells = num_columns // (form.parts * CELL_HALVES)
-    _multiply_picked[(triton.cdiv(num_features, shape.rows // 2), num_picks)](
-        vector.view(torch.int32),
-        gate_ups.words,
-        gate_ups.words if gate_ups.high is None else gate_ups.high.view(torch.int32),
-        gate_ups.scales,
-        gate_ups.scales if gate_ups.shifts is None else gate_ups.shifts,
-        gate_ups.scales if gate_ups.factors is None else gate_ups.factors,
+    _multiply_picked[(triton.cdiv(num_features, shape.rows // num_matrices), num_picks)](
+        vectors.view(torch.int32),
+        weights.words,
+        weights.words if weights.high is None else weights.high.view(torch.int32),
+        weights.scales,
+        weights.scales if weights.shifts is None else weights.shifts,
+        weights.scales if weights.factors is None else weights.factors,
         picks.experts,
         output,
         num_features,
+        PICKS_PER_VECTOR=num_picks // len(vectors),
         NUM_COLUMNS=num_columns,
         ROWS=shape.rows,
         CELLS=shape.cells,
@@ -229,9 +251,10 @@ def multiply_picked_tiled(
         SCALES=form.scales,
         HAS_SHIFTS=form.has_shifts,
         IS_FLOAT8=form.is_float8,
+        GATED=gated,
         ACTIVATION=activation,
-        IS_BFLOAT16=vector.dtype is torch.bfloat16,
-        ASM=vector.is_cuda,
+        IS_BFLOAT16=vectors.dtype is torch.bfloat16,
+        ASM=vectors.is_cuda,
         OVERLAP=overlap,
         num_warps=max(1, shape.cells // 32),
         **launch_options(overlap),
@@ -268,8 +291,8 @@ def add_picked_tiled(
     form, num_columns = downs.form, downs.in_features
     num_features, num_picks = hidden.shape[1], picks.experts.shape[1]
     if shape is None:
-        shape = picked_gemv_shape(downs, gated=False)
-    row_cells = num_columns // (form.parts * CELL_HALVES)
+        shape = picked_gemv_shape(form, takes_all_picks=True)
+    all_cells = num_picks * num_columns // (form.parts * CELL_HALVES)
     _add_picked[(triton.cdiv(num_features, shape.rows),)](
         vectors.view(torch.int32),
         downs.words,
@@ -288,7 +311,7 @@ def add_picked_tiled(
         NUM_COLUMNS=num_columns,
         ROWS=shape.rows,
         CELLS=shape.cells,
-        UNROLLED=triton.cdiv(row_cells, shape.cells) * num_picks <= _MAX_UNROLLED,
+        UNROLLED=all_cells <= _MAX_UNROLLED * shape.cells,
         BITS=form.bits,
         PARTS=form.parts,
         GROUP=form.group_size,

@@ -165,20 +165,21 @@ def _tiled_gemv(
             rows = tl.minimum(own_rows, num_rows - 1)
     # 32 bits: wider addresses cost registers, and no matrix has so many words.
     rows = rows[:, None]
+    lanes = tl.arange(0, CELLS)[None, :]
     sums = tl.zeros([ROWS, CELLS], tl.float32)
     if UNROLLED:
         for first in tl.static_range(0, ROW_CELLS, CELLS):
             sums = add_cells(
-                sums, vector, words, high, scales, shifts, factors, rows, first,
-                NUM_COLUMNS, CELLS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
+                sums, vector, words, high, scales, shifts, factors, rows, first + lanes,
+                NUM_COLUMNS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
                 HAS_SHIFTS, IS_FLOAT8, IS_BFLOAT16, ASM, OVERLAP and first == 0,
             )  # fmt: skip
     else:
         follow(OVERLAP)
         for first in tl.range(0, ROW_CELLS, CELLS):
             sums = add_cells(
-                sums, vector, words, high, scales, shifts, factors, rows, first,
-                NUM_COLUMNS, CELLS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
+                sums, vector, words, high, scales, shifts, factors, rows, first + lanes,
+                NUM_COLUMNS, IS_EVEN, BITS, PARTS, TILE, GROUP, CENTRE, SCALES,
                 HAS_SHIFTS, IS_FLOAT8, IS_BFLOAT16, ASM, False,
             )  # fmt: skip
     result = tl.sum(sums, 1)
@@ -205,15 +206,20 @@ def _tiled_gemv(
 
 @triton.jit
 def add_cells(
-    sums, vector, words, high, scales, shifts, factors, rows, first,
-    NUM_COLUMNS: tl.constexpr, CELLS: tl.constexpr, IS_EVEN: tl.constexpr, BITS: tl.constexpr,
+    sums, vector, words, high, scales, shifts, factors, rows, cell,
+    NUM_COLUMNS: tl.constexpr, IS_EVEN: tl.constexpr, BITS: tl.constexpr,
     PARTS: tl.constexpr, TILE: tl.constexpr, GROUP: tl.constexpr,
     CENTRE: tl.constexpr, SCALES: tl.constexpr, HAS_SHIFTS: tl.constexpr, IS_FLOAT8: tl.constexpr,
     IS_BFLOAT16: tl.constexpr, ASM: tl.constexpr, FOLLOWS: tl.constexpr,
 ):  # fmt: skip
-    """Adds the products of some cells of the rows, as [rows, cells]: threads run along a row."""
+    """Adds the products of some cells of the rows, as [rows, cells]: threads run along a row.
+
+    Args:
+        vector: of each cell the vector it is multiplied by, or one for all.
+        rows: [rows, 1], or one for each cell.
+        cell: [1, cells], of a row; if not `IS_EVEN`, those beyond its end add nothing.
+    """
     ROW_CELLS: tl.constexpr = NUM_COLUMNS // (PARTS * 8)
-    cell = first + tl.arange(0, CELLS)[None, :]
     exists = cell < ROW_CELLS
     if not IS_EVEN:
         cell = tl.minimum(cell, ROW_CELLS - 1)
