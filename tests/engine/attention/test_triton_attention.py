@@ -44,6 +44,11 @@ ON_CARD = [
     Case(64, 16, 2, 16, has_sinks=True, window=128, sequences=LONG),
     Case(128, 8, 2, 16, sequences=FRESH),
     Case(128, 8, 2, 16, sequences=((4200, 4200),)),
+    # Of these, cuDNN computes some where it can.
+    Case(128, 8, 2, 16, sequences=((4096, 4096),)),
+    Case(64, 8, 2, 16, sequences=((1, 33), (4096, 4096), (300, 300), (4096, 4200))),
+    Case(64, 8, 2, 16, window=300, sequences=((4096, 4096), (500, 1100))),
+    Case(64, 8, 2, 16, softcap=20.0, sequences=((300, 300), (4096, 4096))),
     Case(128, 8, 2, 16, sequences=((1, 5000), (1, 20))),
     *(
         Case(128, 8, 2, 16, stored=kind, sequences=LONG)
@@ -53,6 +58,7 @@ ON_CARD = [
 ]
 FEW = [
     Case(),
+    Case(16, 4, 2, window=70, sequences=((1, 90), (40, 150), (12, 12))),
     Case(20, 3, 3, window=6, softcap=5.0, has_sinks=True),
     Case(16, 4, 1, stored=torch.int8),
     Case(16, 4, 1, stored=torch.float8_e4m3fn),

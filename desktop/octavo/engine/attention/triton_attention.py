@@ -1,8 +1,8 @@
-"""Paged attention by our own Triton kernels, and by torch's flash attention for fresh prompts.
+"""Paged attention by our own Triton kernels, and by cuDNN for long fresh prompts.
 
-Decodes read the blocks of the cache where they lie. So do prompts that go on from cached tokens; a
-prompt that begins at its first token has all its keys in the step itself, and torch's kernels,
-which know nothing of blocks, are faster there.
+Decodes and prompts read the blocks of the cache where they lie. A prompt that begins at its first
+token has all its keys in the step itself, and cuDNN, which knows nothing of blocks, is faster there
+where it is worth its preparation.
 """
 
 from dataclasses import dataclass
@@ -40,34 +40,25 @@ from octavo.engine.kernels.triton.prefill_attention import (
 from octavo.engine.staging import stage
 
 _CUDNN_STEP_TOKENS = 4096
-"""A prompt whose length is a multiple of this, as the first part of one that is longer than a step,
-gets a call of its own: cuDNN's kernel is 1.7 times as fast as the one for packs of prompts, but
-prepares itself for half a second for each new length."""
-_TORCH_HEAD_STEP = 8
-"""Heads of other sizes torch's kernels do not take."""
+"""A fresh prompt whose length is a multiple of this, as the first part of one that is longer than a
+step: cuDNN's kernel is 1.4 times as fast as ours, but prepares itself for half a second for each
+new length."""
+_CUDNN_HEAD_STEP = 8
+"""Heads of other sizes it does not take."""
 _CPU_PROCESSORS = 8
 """For Triton's interpreter, which has no multiprocessors to count."""
-
-
-@dataclass(frozen=True, slots=True)
-class _FreshRun:
-    """Neighbouring sequences whose whole context is computed in this step."""
-
-    rows: slice
-    lens: tuple[int, ...]
-    cu_seqlens: torch.Tensor
-    """[num_seqs + 1], int32."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Prefill:
     """The prompts of one step."""
 
-    fresh: tuple[_FreshRun, ...]
+    long: tuple[slice, ...]
+    """The tokens of each prompt that is cuDNN's."""
     tiles: torch.Tensor
-    """[2, num_tiles], int32: of the sequences that are not fresh."""
+    """[2, num_tiles], int32: of the others."""
     all_tiles: torch.Tensor
-    """As `tiles`, of all: for layers that torch's kernels cannot do."""
+    """As `tiles`, of all: for layers that cuDNN cannot do."""
     table_rows: slice
     cu_seqlens_q: torch.Tensor
     context_lens: torch.Tensor
@@ -141,49 +132,25 @@ class TritonAttention:
         lens = metadata.query_lens[num_decode:]
         if not lens:
             return None
-        is_fresh = [
-            length == context
-            for length, context in zip(lens, metadata.host_context_lens[num_decode:], strict=True)
+        contexts = metadata.host_context_lens[num_decode:]
+        is_long = [
+            length == context and length % _CUDNN_STEP_TOKENS == 0
+            for length, context in zip(lens, contexts, strict=True)
         ]
-        tokens_each = tokens_per_tile(self.shape, self.dtype)
-        all_tiles = plan_tiles(lens, tokens_each)
-        cached = np.array([not fresh for fresh in is_fresh])[all_tiles[0]]
-        runs = _fresh_runs(lens, is_fresh)
-        ends = [np.cumsum([0, *lens[first:last]], dtype=np.int32) for first, last in runs]
-        all_tiles_, tiles, *run_ends = stage(
-            [all_tiles, np.ascontiguousarray(all_tiles[:, cached]), *ends], self.device
+        all_tiles = plan_tiles(lens, tokens_per_tile(self.shape, self.dtype, self.device))
+        others = ~np.array(is_long)[all_tiles[0]]
+        all_tiles_, tiles = stage(
+            [all_tiles, np.ascontiguousarray(all_tiles[:, others])], self.device
         )
         starts = np.cumsum([num_decode, *lens]).tolist()
         return _Prefill(
-            fresh=tuple(
-                _FreshRun(slice(starts[first], starts[last]), tuple(lens[first:last]), cu_seqlens)
-                for (first, last), cu_seqlens in zip(runs, run_ends, strict=True)
-            ),
+            long=tuple(slice(*starts[i : i + 2]) for i, one in enumerate(is_long) if one),
             tiles=tiles,
             all_tiles=all_tiles_,
             table_rows=slice(num_decode, num_decode + len(lens)),
             cu_seqlens_q=metadata.cu_seqlens_q[num_decode:],
             context_lens=metadata.context_lens[num_decode:],
         )
-
-
-def _fresh_runs(lens: tuple[int, ...], is_fresh: list[bool]) -> list[tuple[int, int]]:
-    """Stretches of fresh sequences, (first, last + 1); those for cuDNN stand alone."""
-    runs: list[tuple[int, int]] = []
-    for index, fresh in enumerate(is_fresh):
-        if not fresh:
-            continue
-        joins = (
-            runs
-            and runs[-1][1] == index
-            and lens[index] % _CUDNN_STEP_TOKENS
-            and lens[index - 1] % _CUDNN_STEP_TOKENS
-        )
-        if joins:
-            runs[-1] = (runs[-1][0], index + 1)
-        else:
-            runs.append((index, index + 1))
-    return runs
 
 
 class TritonAttentionStep:
@@ -288,19 +255,9 @@ class TritonAttentionStep:
         """Attends once this step's keys and values are in the cache."""
         prefill = self._prefill
         num_decode = self._metadata.num_decode
-        by_torch = (
-            prefill is not None
-            and rule.softcap is None
-            and sinks is None
-            and storage_kind(cache, query.dtype) == SAME
-            and query.dtype is not torch.float32
-            and query.is_cuda
-            and query.shape[-1] % _TORCH_HEAD_STEP == 0
-        )
-        if prefill is not None and by_torch and num_decode == 0 and len(prefill.fresh) == 1:
-            run = prefill.fresh[0]
-            if run.rows.stop - run.rows.start == len(query):
-                return self._attend_fresh(query, key, value, run, rule)
+        long = self._by_cudnn(query, cache, rule, sinks)
+        if long and long[0] == slice(0, len(query)):
+            return _attend_alone(query, key, value, rule)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         tables = self._tables(rule.window).block_tables
         if num_decode:
@@ -319,11 +276,9 @@ class TritonAttentionStep:
             )
         if prefill is None:
             return output
-        if by_torch:
-            for run in prefill.fresh:
-                rows = run.rows
-                output[rows] = self._attend_fresh(query[rows], key[rows], value[rows], run, rule)
-        tiles = prefill.tiles if by_torch else prefill.all_tiles
+        for rows in long:
+            output[rows] = _attend_alone(query[rows], key[rows], value[rows], rule)
+        tiles = prefill.tiles if long else prefill.all_tiles
         if tiles.shape[1]:
             prefill_attention(
                 query,
@@ -339,42 +294,38 @@ class TritonAttentionStep:
             )
         return output
 
-    def _attend_fresh(
+    def _by_cudnn(
         self,
         query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        run: _FreshRun,
+        cache: LayerCache,
         rule: AttentionRule,
-    ) -> torch.Tensor:
-        """Causal attention of whole sequences to themselves, by torch's kernels."""
-        longest = max(run.lens)
-        sees_all = rule.window is None or longest <= rule.window
-        if len(run.lens) == 1 and longest % _CUDNN_STEP_TOKENS == 0 and sees_all:
-            attended = functional.scaled_dot_product_attention(
-                query.transpose(0, 1).unsqueeze(0),
-                key.transpose(0, 1).unsqueeze(0),
-                value.transpose(0, 1).unsqueeze(0),
-                is_causal=True,
-                scale=rule.scale,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-            return attended.squeeze(0).transpose(0, 1)
-        left = -1 if rule.window is None else rule.window - 1
-        # The operation beneath `varlen_attn`, whose module takes seconds to be imported.
-        packed: torch.Tensor = torch.ops.aten._flash_attention_forward(
-            query,
-            key,
-            value,
-            run.cu_seqlens,
-            run.cu_seqlens,
-            longest,
-            longest,
-            0.0,
-            is_causal=rule.window is None,
-            return_debug_mask=False,
-            scale=rule.scale,
-            window_size_left=left,
-            window_size_right=0,
-        )[0]
-        return packed
+        sinks: torch.Tensor | None,
+    ) -> tuple[slice, ...]:
+        """The prompts that it computes in a layer: all that are long, or none."""
+        long = () if self._prefill is None else self._prefill.long
+        longest = max((one.stop - one.start for one in long), default=0)
+        can = (
+            query.is_cuda
+            and query.dtype is not torch.float32
+            and query.shape[-1] % _CUDNN_HEAD_STEP == 0
+            and storage_kind(cache, query.dtype) == SAME
+            and rule.softcap is None
+            and (rule.window is None or longest <= rule.window)
+            and sinks is None
+        )
+        return long if can else ()
+
+
+def _attend_alone(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: AttentionRule
+) -> torch.Tensor:
+    """Causal attention of a whole sequence to itself, by torch's kernels."""
+    attended = functional.scaled_dot_product_attention(
+        query.transpose(0, 1).unsqueeze(0),
+        key.transpose(0, 1).unsqueeze(0),
+        value.transpose(0, 1).unsqueeze(0),
+        is_causal=True,
+        scale=rule.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended.squeeze(0).transpose(0, 1)

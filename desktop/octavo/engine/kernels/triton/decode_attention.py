@@ -64,7 +64,9 @@ def cap_scores(scores, SOFTCAP: tl.constexpr):
     return SOFTCAP * squeezed
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["block_tables", "table_rows", "context_lens", "table_stride", "num_splits"]
+)
 def _attend_split(
     query,
     cosines,
@@ -85,6 +87,7 @@ def _attend_split(
     partial_weights,
     query_stride,
     table_stride,
+    num_splits,
     scale,
     eps,
     offset,
@@ -100,7 +103,7 @@ def _attend_split(
     HALF: tl.constexpr,
     NORM: tl.constexpr,
     IN_FLOAT32: tl.constexpr,
-    SPLITS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -172,7 +175,7 @@ def _attend_split(
         first = tl.maximum(context_len - WINDOW, 0)
     first_tile = first // BLOCK_N
     num_tiles = (num_cached + BLOCK_N - 1) // BLOCK_N - first_tile
-    tiles_each = (num_tiles + SPLITS - 1) // SPLITS
+    tiles_each = (num_tiles + num_splits - 1) // num_splits
     tile_from = first_tile + split * tiles_each
     tile_to = tl.minimum(tile_from + tiles_each, first_tile + num_tiles)
 
@@ -185,7 +188,7 @@ def _attend_split(
             maximum = sink * LOG2_E
             weight_sum += 1.0
     if FUSED:
-        if (split == SPLITS - 1) & (context_len > 0):
+        if (split == num_splits - 1) & (context_len > 0):
             key_row = start + (NUM_HEADS + kv_head) * HEAD_DIM
             new_key = tl.load(key_row + channels, mask=in_head, other=0.0)
             key_partner = tl.load(key_row + partners, mask=in_head, other=0.0)
@@ -259,13 +262,13 @@ def _attend_split(
 
     out_row = seq * NUM_HEADS + heads
     stored = in_group[:, None] & in_head[None, :]
-    if SPLITS == 1:
+    if not IS_SPLIT:
         # A row of padding has no keys at all.
         sums = sums / tl.maximum(weight_sum, 1e-30)[:, None]
         written = out_row.to(tl.int64)[:, None] * HEAD_DIM + channels[None, :]
         tl.store(output + written, sums.to(dtype), mask=stored)
     else:
-        part = out_row * SPLITS + split
+        part = out_row * num_splits + split
         tl.store(partial_sums + part[:, None] * HEAD_DIM + channels[None, :], sums, mask=stored)
         tl.store(partial_maxima + part, maximum, mask=in_group)
         tl.store(partial_weights + part, weight_sum, mask=in_group)
@@ -398,6 +401,7 @@ def decode_attention(
         scratch.weights,
         query.stride(0),
         block_tables.stride(0),
+        scratch.splits,
         rule.scale,
         0.0 if norms is None else norms.eps,
         0.0 if norms is None else norms.offset,
@@ -413,7 +417,7 @@ def decode_attention(
         HALF=0 if rotation is None else rotation.cosines.shape[-1],
         NORM=norms is not None,
         IN_FLOAT32=norms is not None and norms.in_float32,
-        SPLITS=scratch.splits,
+        IS_SPLIT=scratch.splits > 1,
         BLOCK_M=max(_MIN_ROWS, triton.next_power_of_2(group)),
         BLOCK_N=min(32, tiling.keys) if is_wide else tiling.keys,
         BLOCK_D=block_d,

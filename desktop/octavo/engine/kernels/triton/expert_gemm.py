@@ -73,7 +73,7 @@ def _shared_bytes(device: torch.device) -> int:
     return num_bytes
 
 
-@triton.jit(do_not_specialize=["first_expert", "num_experts"])
+@triton.jit(do_not_specialize=["num_picks", "first_expert", "num_experts"])
 def _multiply_grouped(
     rows,
     matrices,

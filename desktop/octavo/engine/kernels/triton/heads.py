@@ -82,7 +82,7 @@ def turn(
     return (own * cosine + partner * sine).to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _write_heads(
     projected,
     cosines,

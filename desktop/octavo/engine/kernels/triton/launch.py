@@ -1,4 +1,9 @@
-"""What all kernels share: how one follows another on the device."""
+"""What all kernels share: how one follows another on the device.
+
+And a rule: a kernel names in `do_not_specialize` what a step decides, as its number of tokens or
+its tables. Triton would compile it anew for numbers that 16 divides, and those that it does not, in
+the middle of somebody's answer.
+"""
 
 import functools
 

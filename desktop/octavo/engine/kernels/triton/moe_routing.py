@@ -11,8 +11,8 @@ import triton.language as tl
 
 from octavo.engine.kernels.triton.launch import follow, launch_options
 
-_MAX_CHUNK = 4096
-"""Picks that are looked through at a time."""
+_CHUNKS = (256, 1024, 4096)
+"""Picks that are looked through at a time: the first that has room for all, or the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def _pick_experts(
     tl.store(shares + place, picked_weights / total, mask=slots < NUM_PICKS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_picks", "num_blocks"])
 def _group_picks(
     experts,
     numbers,
@@ -163,6 +163,7 @@ def group_picks(
     num_picks = picks.experts.numel()
     # As if all that can be the last of an expert stood in a block by themselves.
     num_blocks = (num_picks + min(num_picks, num_experts) * (block_size - 1)) // block_size
+    chunk = next((one for one in _CHUNKS if num_picks <= one), _CHUNKS[-1])
     device = picks.experts.device
     numbers = torch.empty(num_blocks * block_size, dtype=torch.int32, device=device)
     block_experts = torch.empty(num_blocks, dtype=torch.int32, device=device)
@@ -175,9 +176,9 @@ def group_picks(
         num_blocks,
         EXPERTS=triton.next_power_of_2(num_experts),
         BLOCK_SIZE=block_size,
-        CHUNK=min(_MAX_CHUNK, max(32, triton.next_power_of_2(num_picks))),
+        CHUNK=chunk,
         OVERLAP=overlap,
-        num_warps=8 if num_picks >= _MAX_CHUNK else 4,
+        num_warps=8 if chunk == _CHUNKS[-1] else 4,
         **launch_options(overlap),
     )
     return PickGroups(numbers, block_experts, block_size)

@@ -21,7 +21,10 @@ from octavo.engine.kernels.triton.decode_attention import (
     padded_head_dim,
 )
 from octavo.engine.kernels.triton.heads import storage_kind
+from octavo.engine.kernels.triton.tiled_gemm import has_much_shared_memory
 from octavo.engine.layer_cache import AttentionRule, LayerCache
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +38,20 @@ class TileShape:
     stages: int
 
 
-def tile_shape(shape: DecodeShape, dtype: torch.dtype) -> TileShape:
-    """What fits the shared memory of every card from sm_80 on (99 KiB on consumer cards)."""
+def tile_shape(shape: DecodeShape, dtype: torch.dtype, device: torch.device) -> TileShape:
+    """The measured best on Hopper; what fits the 99 KiB of consumer cards where a card has no more.
+
+    What a program holds of queries, keys and values has to fit.
+    """
     block_d = padded_head_dim(shape.head_dim)
     group = triton.next_power_of_2(shape.num_heads // shape.num_kv_heads)
     if dtype is torch.float32:
         return TileShape(max(32, group), 32, 4, 1)
     if block_d > 128:
         return TileShape(max(64, group), 32, 4, 2)
-    return TileShape(max(128, group), 64, 8 if block_d > 64 else 4, 2)
+    if block_d > 64 and has_much_shared_memory(device):
+        return TileShape(max(128, group), 64, 4, 3)
+    return TileShape(max(64, group), 64, 4, 2)
 
 
 def plan_tiles(query_lens: Sequence[int], tokens_each: int) -> npt.NDArray[np.int32]:
@@ -61,6 +69,64 @@ def plan_tiles(query_lens: Sequence[int], tokens_each: int) -> npt.NDArray[np.in
 
 
 @triton.jit
+def _attend_keys(
+    own, maximum, weight_sum, sums, keys, values, key_scales, value_scales, table, kv_head,
+    positions, key_start, end, scale,
+    NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, KIND: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Lets a tile's rows attend to some keys; if not `MASKED`, all rows see all of them."""
+    dtype = own.dtype
+    channels = tl.arange(0, BLOCK_D)
+    key_tokens = key_start + tl.arange(0, BLOCK_N)
+    cached = key_tokens < end
+    if MASKED:
+        block = tl.load(table + key_tokens // BLOCK_SIZE, mask=cached, other=0).to(tl.int64)
+    else:
+        block = tl.load(table + key_tokens // BLOCK_SIZE).to(tl.int64)
+    slot = block * BLOCK_SIZE + key_tokens % BLOCK_SIZE
+    place = (slot * NUM_KV_HEADS + kv_head)[:, None] * HEAD_DIM + channels[None, :]
+    if MASKED or HEAD_DIM < BLOCK_D:
+        loaded = cached[:, None] & (channels < HEAD_DIM)[None, :]
+        key = tl.load(keys + place, mask=loaded, other=0.0).to(dtype)
+        value = tl.load(values + place, mask=loaded, other=0.0).to(dtype)
+    else:
+        key = tl.load(keys + place).to(dtype)
+        value = tl.load(values + place).to(dtype)
+    scores = tl.dot(own, tl.trans(key), input_precision="ieee")
+    if KIND == 2:
+        scale_place = slot * NUM_KV_HEADS + kv_head
+        key_scale = tl.load(key_scales + scale_place, mask=cached, other=0.0)
+        scores *= key_scale.to(tl.float32)[None, :]
+    if SOFTCAP > 0.0:
+        scores = cap_scores(scores * scale, SOFTCAP) * _LOG2_E
+    else:
+        scores *= scale * _LOG2_E
+    if MASKED:
+        visible = key_tokens[None, :] <= positions[:, None]
+        if WINDOW > 0:
+            visible = visible & (key_tokens[None, :] > positions[:, None] - WINDOW)
+        scores = tl.where(visible, scores, -1e30)
+    new_maximum = tl.maximum(maximum, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_maximum[:, None])
+    if MASKED and WINDOW > 0:
+        # A tile may lie before all that a row sees; its maximum is the mask's value then.
+        weights = tl.where(visible, weights, 0.0)
+    faded = tl.exp2(maximum - new_maximum)
+    weight_sum = weight_sum * faded + tl.sum(weights, 1)
+    if KIND == 2:
+        value_scale = tl.load(value_scales + scale_place, mask=cached, other=0.0)
+        weights *= value_scale.to(tl.float32)[None, :]
+    sums = tl.dot(weights.to(dtype), value, sums * faded[:, None], input_precision="ieee")
+    return new_maximum, weight_sum, sums
+
+
+@triton.jit(
+    do_not_specialize=[
+        "tiles", "block_tables", "cu_seqlens_q", "context_lens", "num_tiles", "table_stride"
+    ]
+)  # fmt: skip
 def _attend_tile(
     query,
     keys,
@@ -94,7 +160,6 @@ def _attend_tile(
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
     NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
-    LOG2_E: tl.constexpr = 1.4426950408889634
     seq = tl.load(tiles + tile)
     start = tl.load(tiles + num_tiles + tile)
     first_row = tl.load(cu_seqlens_q + seq)
@@ -120,47 +185,38 @@ def _attend_tile(
     weight_sum = tl.zeros([BLOCK_M], tl.float32)
     sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if HAS_SINKS:
-        maximum = tl.load(sinks + heads).to(tl.float32) * LOG2_E
+        maximum = tl.load(sinks + heads).to(tl.float32) * _LOG2_E
         weight_sum += 1.0
 
     first_position = context_len - query_len + start
     end = tl.minimum(first_position + TOKENS, context_len)
     begin = 0
+    # Between these, all rows see all keys.
+    whole_begin = 0
+    whole_end = (first_position + 1) // BLOCK_N * BLOCK_N
     if WINDOW > 0:
         begin = tl.maximum(first_position - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
-    offsets = tl.arange(0, BLOCK_N)
-    for key_start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
-        key_tokens = key_start + offsets
-        cached = key_tokens < end
-        block = tl.load(table + key_tokens // BLOCK_SIZE, mask=cached, other=0).to(tl.int64)
-        slot = block * BLOCK_SIZE + key_tokens % BLOCK_SIZE
-        place = (slot * NUM_KV_HEADS + kv_head)[:, None] * HEAD_DIM + channels[None, :]
-        loaded = cached[:, None] & in_head[None, :]
-        key = tl.load(keys + place, mask=loaded, other=0.0).to(dtype)
-        value = tl.load(values + place, mask=loaded, other=0.0).to(dtype)
-        scores = tl.dot(own, tl.trans(key), input_precision="ieee") * scale
-        if KIND == 2:
-            scale_place = slot * NUM_KV_HEADS + kv_head
-            key_scale = tl.load(key_scales + scale_place, mask=cached, other=0.0)
-            scores *= key_scale.to(tl.float32)[None, :]
-        if SOFTCAP > 0.0:
-            scores = cap_scores(scores, SOFTCAP)
-        visible = key_tokens[None, :] <= positions[:, None]
-        if WINDOW > 0:
-            visible = visible & (key_tokens[None, :] > positions[:, None] - WINDOW)
-        scores = tl.where(visible, scores * LOG2_E, -1e30)
-        new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_maximum[:, None])
-        if WINDOW > 0:
-            # A tile may lie before all that a row sees; its maximum is the mask's value then.
-            weights = tl.where(visible, weights, 0.0)
-        faded = tl.exp2(maximum - new_maximum)
-        weight_sum = weight_sum * faded + tl.sum(weights, 1)
-        if KIND == 2:
-            value_scale = tl.load(value_scales + scale_place, mask=cached, other=0.0)
-            weights *= value_scale.to(tl.float32)[None, :]
-        sums = tl.dot(weights.to(dtype), value, sums * faded[:, None], input_precision="ieee")
-        maximum = new_maximum
+        whole_begin = tl.maximum(first_position + TOKENS - WINDOW, begin)
+        whole_begin = tl.minimum((whole_begin + BLOCK_N - 1) // BLOCK_N * BLOCK_N, end)
+        whole_end = tl.maximum(whole_end, whole_begin)
+        for key_start in tl.range(begin, whole_begin, BLOCK_N, num_stages=STAGES):
+            maximum, weight_sum, sums = _attend_keys(
+                own, maximum, weight_sum, sums, keys, values, key_scales, value_scales, table,
+                kv_head, positions, key_start, end, scale, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE,
+                WINDOW, SOFTCAP, KIND, BLOCK_N, BLOCK_D, True,
+            )  # fmt: skip
+    for key_start in tl.range(whole_begin, whole_end, BLOCK_N, num_stages=STAGES):
+        maximum, weight_sum, sums = _attend_keys(
+            own, maximum, weight_sum, sums, keys, values, key_scales, value_scales, table,
+            kv_head, positions, key_start, end, scale, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE,
+            WINDOW, SOFTCAP, KIND, BLOCK_N, BLOCK_D, False,
+        )  # fmt: skip
+    for key_start in tl.range(whole_end, end, BLOCK_N, num_stages=STAGES):
+        maximum, weight_sum, sums = _attend_keys(
+            own, maximum, weight_sum, sums, keys, values, key_scales, value_scales, table,
+            kv_head, positions, key_start, end, scale, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE,
+            WINDOW, SOFTCAP, KIND, BLOCK_N, BLOCK_D, True,
+        )  # fmt: skip
 
     sums = sums / tl.maximum(weight_sum, 1e-30)[:, None]
     place = (row * NUM_HEADS + heads)[:, None] * HEAD_DIM + channels[None, :]
@@ -179,6 +235,7 @@ def prefill_attention(
     output: torch.Tensor,
     *,
     sinks: torch.Tensor | None = None,
+    tile: TileShape | None = None,
 ) -> None:
     """Attends each query token to its sequence's cached keys up to its own.
 
@@ -193,8 +250,10 @@ def prefill_attention(
         shape: the model's.
         output: [num_tokens, num_heads, head_dim], type of query; is written.
         sinks: [num_heads].
+        tile: as `tiles` are cut; None: the usual one.
     """
-    tile = tile_shape(shape, query.dtype)
+    if tile is None:
+        tile = tile_shape(shape, query.dtype, query.device)
     group = shape.num_heads // shape.num_kv_heads
     num_tiles = tiles.shape[1]
     keys, values = cache.keys, cache.values
@@ -231,6 +290,6 @@ def prefill_attention(
     )
 
 
-def tokens_per_tile(shape: DecodeShape, dtype: torch.dtype) -> int:
+def tokens_per_tile(shape: DecodeShape, dtype: torch.dtype, device: torch.device) -> int:
     """Query tokens that one program takes."""
-    return tile_shape(shape, dtype).rows // (shape.num_heads // shape.num_kv_heads)
+    return tile_shape(shape, dtype, device).rows // (shape.num_heads // shape.num_kv_heads)

@@ -157,7 +157,7 @@ def tile_sums(
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_inputs", "tiles_each"])
 def _tiled_gemm(
     inputs,
     words,

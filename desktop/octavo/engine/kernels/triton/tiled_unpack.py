@@ -16,7 +16,7 @@ _ROWS, _TILES = 8, 8
 """What a program takes; tiles of a row lie beside each other."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "num_rows"])
 def _unpack(
     words,
     high,
