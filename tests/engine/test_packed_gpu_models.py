@@ -4,7 +4,6 @@ These compute in float32 and the kernels in float16: of two tokens that the modu
 the kernels may choose the other.
 """
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -15,32 +14,25 @@ from tests.support.triton_device import HAS_CARD
 # Kernels are defined when they are imported, so what comes first decides where they run.
 from octavo.engine.config import EngineConfig  # isort: skip
 from octavo.engine.cuda_executor import CudaExecutor  # isort: skip
-from octavo.engine.device import choose_device, detect_devices  # isort: skip
 from octavo.engine.dummy_weights import DUMMY_FORMATS  # isort: skip
 from octavo.engine.executor import Executor  # isort: skip
-from octavo.engine.layers.embedding import Embedding  # isort: skip
-from octavo.engine.layers.linear import Linear  # isort: skip
-from octavo.engine.layers.moe import Experts  # isort: skip
 from octavo.engine.memory import MemoryPlan  # isort: skip
 from octavo.engine.model_config import ModelConfig, MoEConfig  # isort: skip
 from octavo.engine.model_runner import ModelRunner  # isort: skip
-from octavo.engine.models.decoder import Decoder, build_model  # isort: skip
 from octavo.engine.models.fused_decoder import FusedDecoder  # isort: skip
-from octavo.engine.quantization.packed import PackedWeight  # isort: skip
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence  # isort: skip
 from octavo.engine.sequence import Sequence as TokenSequence  # isort: skip
+from tests.support.packed_models import ON_CPU, card_plan, packed_model  # isort: skip
 from tests.support.tiny_decoders import (  # isort: skip
     PagedForward,
     make_sequence,
     random_tokens,
     tiny_config,
-    tiny_plan,
 )
 from tests.support.tiled_weights import take_large_portions  # isort: skip
 
 NEARLY_AS_LIKELY = 0.03
 """Difference of logits, which are up to 3 here."""
-ON_CPU = tiny_plan(keeps_packed=True)
 EXPERTS = {
     "plain": MoEConfig(6, 2, 256),
     "beside one for all": MoEConfig(
@@ -49,60 +41,9 @@ EXPERTS = {
 }
 
 
-def card_plan() -> MemoryPlan:
-    plan = dataclasses.replace(ON_CPU, dtype="float16")
-    if not HAS_CARD:
-        return plan
-    device = choose_device(EngineConfig(device="cuda"), detect_devices())
-    return dataclasses.replace(plan, device=device)
-
-
 def packed_config(**changes: Any) -> ModelConfig:
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_heads": 4, "head_dim": 64}
     return tiny_config(**sizes, **changes)
-
-
-@torch.inference_mode()
-def packed_model(config: ModelConfig, weights: str, plan: MemoryPlan) -> Decoder:
-    """The same weights on every device."""
-    torch.manual_seed(0)
-    cpu = torch.device("cpu")
-    model = build_model(config, plan)
-
-    def make(name: str, stacked: torch.Tensor) -> torch.Tensor | PackedWeight:
-        num_rows, num_columns = stacked.shape
-        matrix = DUMMY_FORMATS[weights].make(name, (num_rows, num_columns), config, cpu)
-        if isinstance(matrix, torch.Tensor):
-            # Routers are sure of their choice, as trained ones are: rounding seldom changes it.
-            matrix *= 4.0 if name.endswith("mlp.gate") else 1.0
-            # As a file's plain numbers are read: in the type of the model.
-            return matrix.to(plan.device.kind, model.model.norm.weight.dtype)
-        moved: PackedWeight = to_device(matrix, torch.device(plan.device.kind))
-        return moved
-
-    for name, module in model.named_modules():
-        if isinstance(module, Linear | Embedding):
-            module.put("weight", 0, make(name, module.weight))
-        elif isinstance(module, Experts):
-            for part in ("gate_proj", "up_proj", "down_proj"):
-                for expert, stacked in enumerate(getattr(module, part)):
-                    module.put(part, expert, make(f"{name}.{part}", stacked))
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.copy_(1 + 0.1 * torch.randn(parameter.shape))
-    return model
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """All tensors of a stored format."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    fields = dataclasses.fields(value)
-    return dataclasses.replace(
-        value, **{one.name: to_device(getattr(value, one.name), device) for one in fields}
-    )
 
 
 def generate(

@@ -11,6 +11,7 @@ from octavo.engine.batch import DecodeStep, PersistentBatch, StepInputs
 from octavo.engine.decode_graphs import ChosenTokens, DecodeGraphs
 from octavo.engine.executor import Draws
 from octavo.engine.kernels.triton.attention_tiling import load_tilings
+from octavo.engine.kernels.triton.compile_ahead import compiling_only
 from octavo.engine.kernels.triton.decode_attention import DecodeShape, padded_head_dim
 from octavo.engine.kernels.triton.decode_inputs import rotate_positions
 from octavo.engine.kernels.triton.heads import HeadRotation
@@ -25,6 +26,9 @@ from octavo.engine.sampling_params import SamplingParams
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence
 from octavo.engine.sequence import Sequence as TokenSequence
 from octavo.engine.staging import stage
+
+_MANY_TOKENS = 128
+"""Of a prompt: above where kernels take several tokens at a time."""
 
 
 class CudaExecutor:
@@ -62,6 +66,7 @@ class CudaExecutor:
         self._model = model
         self._config = config
         self._device = torch.device(plan.device.torch_name)
+        self._max_num_seqs = max_num_seqs
         self._dtype = DTYPES[plan.dtype]
         groups = kv_groups(config, plan.max_model_len)
         self._windows = tuple(group.window for group in groups)
@@ -97,8 +102,9 @@ class CudaExecutor:
                 captures=self._device.type == "cuda" and self._fused.can_be_captured,
             )
         if self._device.type == "cuda" and self._fused.can_be_captured:
-            self._graphs.warm_up()
-            self._warm_up_prompts(plan)
+            with compiling_only(self._device), self._fused.one_layer_of_each_kind():
+                self._warm_up(plan)
+            self._warm_up(plan)
         await_weights()
         self._graphs.capture()
 
@@ -164,20 +170,41 @@ class CudaExecutor:
         return self._model.finish_logits(self._fused.project(hidden))
 
     @torch.inference_mode()
-    def _warm_up_prompts(self, plan: MemoryPlan) -> None:
-        """Computes a fresh prompt and one that goes on, on blocks that nobody has yet."""
-        num_tokens = plan.block_size // 2
-        if min(plan.num_group_blocks) < 3 or num_tokens == 0:
+    def _warm_up(self, plan: MemoryPlan) -> None:
+        """Computes padding in all ways, so that nothing is compiled in the middle of an answer."""
+        self._graphs.warm_up()
+        self._fused.warm_up_products(plan.max_num_batched_tokens)
+        fresh, decode = (0, plan.block_size - 1), (plan.block_size - 1, 1)
+        going_on = plan.block_size // 2, plan.block_size // 2
+        # Prompts alone and together, then beside decodes: few tokens and many, contexts in parts or
+        # whole.
+        self._warm_up_prompts(plan, [fresh])
+        self._warm_up_prompts(plan, [fresh, going_on])
+        self._warm_up_prompts(plan, [decode] + [fresh] * (_MANY_TOKENS // plan.block_size))
+        self._warm_up_prompts(plan, [decode] * (self._max_num_seqs - 1) + [fresh])
+
+    def _warm_up_prompts(self, plan: MemoryPlan, items: Sequence[tuple[int, int]]) -> None:
+        """Computes a step, on blocks that nobody has yet; or not, if there are too few.
+
+        Args:
+            plan: of the engine.
+            items: tokens that are cached, and those to compute, of sequences of one block each.
+        """
+        items = [item for item in items if item[1]][: self._max_num_seqs]
+        if min(plan.num_group_blocks) <= len(items):
             return
-        batch = PersistentBatch(2, plan.max_model_len, plan.block_size, windows=self._windows)
+        batch = PersistentBatch(
+            len(items), plan.max_model_len, plan.block_size, windows=self._windows
+        )
         scheduled = []
-        for index, start in enumerate((0, num_tokens)):
+        for index, (start, num_tokens) in enumerate(items):
             token_ids = (0,) * (start + num_tokens)
             sequence = TokenSequence(index, "", 0, token_ids, SamplingParams(), seed=0)
             sequence.block_tables = [[1 + index] for _ in self._windows]
             scheduled.append(ScheduledSequence(sequence, start, num_tokens))
         hidden = self.forward_sampled(batch.prepare(ScheduledBatch(tuple(scheduled))))
-        self.choose(hidden, Draws((0.0, 0.0), (0, 0))).token_ids()
+        nothing = [0] * len(items)
+        self.choose(hidden, Draws([0.0] * len(items), nothing)).token_ids()
 
     def _rotations(self, positions: torch.Tensor) -> list[HeadRotation]:
         rotations = []

@@ -4,7 +4,8 @@ For NVIDIA cards. What it computes is defined by the modules; where roundings di
 is because a kernel keeps in float32 what the modules write out between two operations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +18,7 @@ from octavo.engine.kernels.triton.decode_inputs import RotationRule
 from octavo.engine.kernels.triton.gated_activation import gated_activation
 from octavo.engine.kernels.triton.gemv import InputNorm
 from octavo.engine.kernels.triton.heads import HeadNorms, HeadRotation
-from octavo.engine.kernels.triton.matrices import Matrix
+from octavo.engine.kernels.triton.matrices import Matrix, StackedMatrix, TiledMatrix
 from octavo.engine.kernels.triton.rms_norm import add_rms_norm
 from octavo.engine.layers.mlp import GatedMLP
 from octavo.engine.layers.moe import MoE
@@ -30,6 +31,9 @@ from octavo.engine.models.gpu_matrices import (
     make_gpu_embedding,
     make_gpu_matrix,
 )
+
+_MOST_PRODUCT_ROWS = 512
+"""From here on a packed matrix is unpacked, for however many rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,13 @@ class _Layer:
         own = [self.qkv, self.output, self.gate_up, self.down]
         routed = self.experts.matrices if isinstance(self.experts, GpuExperts) else ()
         return *(matrix for matrix in own if matrix is not None), *routed
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal where the same kernels compute them."""
+        experts = self.experts.kind if isinstance(self.experts, GpuExperts) else None
+        matrices = tuple(matrix.kind for matrix in self.matrices)
+        return matrices, experts, self.rule, self.rotation is None, self.sinks is None
 
 
 @dataclass(slots=True)
@@ -98,6 +109,9 @@ class FusedDecoder:
             self._take_layer(model.model.layers[index], index, make)  # type: ignore[arg-type]
             for index in range(config.num_layers)
         ]
+        kinds = {layer.kind: index for index, layer in enumerate(self._layers)}
+        self._one_of_each = frozenset(kinds.values()) | {config.num_layers - 1}
+        self._is_brief = False
         self._final_norm = model.model.norm.weight
         head = model.lm_head
         self.embedding, tied_head = make_gpu_embedding(
@@ -148,7 +162,9 @@ class FusedDecoder:
         stream = _Stream(hidden)
         is_alone = len(hidden) == 1 and self._config.norm_placement == "before"
         last = self._layers[-1]
-        for layer, cache in zip(self._layers, caches, strict=True):
+        for index, (layer, cache) in enumerate(zip(self._layers, caches, strict=True)):
+            if self._is_brief and index not in self._one_of_each:
+                continue
             rotation = None if layer.rotation is None else rotations[layer.rotation]
             if is_alone and not isinstance(layer.experts, MoE):
                 self._run_layer_for_one(layer, stream, rotation, cache, step)
@@ -156,6 +172,35 @@ class FusedDecoder:
                 wanted = rows if layer is last else None
                 self._run_layer(layer, stream, rotation, cache, step, wanted)
         return self._add_norm(stream, self._final_norm, output=output)
+
+    @contextmanager
+    def one_layer_of_each_kind(self) -> Iterator[None]:
+        """`run` leaves out the others: for whoever wants kernels to be compiled, and no result."""
+        self._is_brief = True
+        try:
+            yield
+        finally:
+            self._is_brief = False
+
+    def warm_up_products(self, most_rows: int) -> None:
+        """Multiplies padding in every power of two of rows: it goes by these which kernels do it.
+
+        Args:
+            most_rows: of a step.
+        """
+        dtype, device = self._final_norm.dtype, self._final_norm.device
+        for index in self._one_of_each:
+            layer = self._layers[index]
+            packed = [one for one in layer.matrices if isinstance(one, TiledMatrix | StackedMatrix)]
+            num_rows = 2
+            while num_rows <= most_rows:
+                for matrix in packed if num_rows <= _MOST_PRODUCT_ROWS else ():
+                    size = num_rows, matrix.in_features
+                    matrix.multiply(torch.zeros(size, dtype=dtype, device=device))
+                if isinstance(layer.experts, GpuExperts):
+                    size = num_rows, self._config.hidden_size
+                    layer.experts.multiply(torch.zeros(size, dtype=dtype, device=device))
+                num_rows *= 2
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[num_tokens], int64, to [num_tokens, hidden_size]."""

@@ -1,5 +1,7 @@
 """A feed-forward part of many experts on an NVIDIA card: `MoE` out of kernels."""
 
+from collections.abc import Hashable
+
 import torch
 
 from octavo.engine.kernels.triton.expert_gemm import ExpertMatrices, combine_picks
@@ -58,6 +60,11 @@ class GpuExperts:
     def matrices(self) -> tuple[Matrix, ...]:
         """Those that every token is multiplied by."""
         return self._router, *(self._shared or ())
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal where the same kernels compute them."""
+        return self._experts.kind, *(matrix.kind for matrix in self.matrices)
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden_size], normalised, to what is added to the stream."""

@@ -1,6 +1,6 @@
 """From a decoder's linear layers to the matrices that kernels on an NVIDIA card multiply by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 
@@ -34,6 +34,10 @@ class ModuleMatrix:
         self._module = module
         self.out_features = out_features
         self.num_bytes = num_bytes
+
+    @property
+    def kind(self) -> Hashable:
+        return id(self)
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = self._module(rows)

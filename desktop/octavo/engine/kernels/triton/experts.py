@@ -1,5 +1,6 @@
 """The matrices of a layer's experts as kernels multiply by them: dense, or packed."""
 
+from collections.abc import Hashable
 from typing import Protocol
 
 import torch
@@ -34,6 +35,10 @@ _SLAB_ELEMENTS = 2**26
 
 class ExpertStack(Protocol):
     """Gates, ups and downs of all experts of a layer."""
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal where the same kernels compute them."""
 
     def multiply(self, rows: torch.Tensor, picks: Picks) -> torch.Tensor:
         """[num_tokens, hidden_size] to [num_tokens * num_picks, hidden_size]: of each pick."""
@@ -80,6 +85,10 @@ class DenseExperts:
         self._gates, self._ups, self._downs = gates, ups, downs
         self._activation = activation
         self._overlap = overlap
+
+    @property
+    def kind(self) -> Hashable:
+        return self._gates.weight.shape, self._gates.bias is None
 
     def multiply(self, rows: torch.Tensor, picks: Picks) -> torch.Tensor:
         num_picks, num_experts = picks.experts.numel(), len(self._gates.weight)
@@ -156,6 +165,10 @@ class TiledExperts:
         self._num_experts = num_experts
         self._activation = activation
         self._overlap = overlap
+
+    @property
+    def kind(self) -> Hashable:
+        return self._gate_ups.kind, self._downs.kind
 
     def multiply(self, rows: torch.Tensor, picks: Picks) -> torch.Tensor:
         num_picks, num_experts = picks.experts.numel(), self._num_experts

@@ -1,6 +1,6 @@
 """The matrices of a decoder as kernels multiply by them: dense, or packed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -28,6 +28,10 @@ class Matrix(Protocol):
 
     @property
     def num_bytes(self) -> int: ...
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal where the same kernels multiply by them."""
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """[num_rows, out_features]."""
@@ -64,6 +68,10 @@ class DenseMatrix:
     @property
     def num_bytes(self) -> int:
         return self._weight.nbytes
+
+    @property
+    def kind(self) -> Hashable:
+        return self._weight.shape, self._bias is None
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         if len(rows) > 1:
@@ -139,8 +147,16 @@ class TiledMatrix:
         return self.weights.out_features
 
     @property
+    def in_features(self) -> int:
+        return self.weights.in_features
+
+    @property
     def num_bytes(self) -> int:
         return self.weights.num_bytes
+
+    @property
+    def kind(self) -> Hashable:
+        return self.weights.kind, self._bias is None
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         if self._rounds(rows):
@@ -222,8 +238,16 @@ class StackedMatrix:
         return sum(part.out_features for part in self._parts)
 
     @property
+    def in_features(self) -> int:
+        return self._parts[0].in_features
+
+    @property
     def num_bytes(self) -> int:
         return sum(part.num_bytes for part in self._parts)
+
+    @property
+    def kind(self) -> Hashable:
+        return tuple(part.kind for part in self._parts)
 
     def multiply(self, rows: torch.Tensor) -> torch.Tensor:
         output = rows.new_empty(len(rows), self.out_features)

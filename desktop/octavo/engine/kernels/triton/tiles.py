@@ -20,6 +20,7 @@ as large as in the file.
 The plain-torch twin of all kernels is `TiledWeights.unpack`.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +100,12 @@ class TiledWeights:
     @property
     def in_features(self) -> int:
         return self.words.shape[1] * 2 * self.form.parts
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal where the same kernels multiply by them."""
+        dtypes = self.scales.dtype, None if self.shifts is None else self.shifts.dtype
+        return self.form, self.out_features, self.in_features, *dtypes, self.input_order is None
 
     @property
     def num_bytes(self) -> int:
