@@ -28,7 +28,7 @@ from octavo.engine.sequence import Sequence as TokenSequence
 from octavo.engine.staging import stage
 
 _MANY_TOKENS = 128
-"""Of a prompt: above where kernels take several tokens at a time."""
+"""Of a step: beyond where kernels begin to take several tokens at a time."""
 
 
 class CudaExecutor:
