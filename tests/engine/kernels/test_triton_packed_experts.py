@@ -113,6 +113,14 @@ def test_two_forms_beside_an_expert_for_all(num_tokens: int) -> None:
     compare(mixture, module, num_tokens, torch.float16)
 
 
+@pytest.mark.parametrize("form", ["int4 g128", "q4_k"])
+@torch.inference_mode()
+def test_few_tokens_go_pick_by_pick(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts_module, "_MAX_VECTOR_PICKS", 2)
+    mixture, module = make_mixture(*SMALL, form, form, torch.float16)
+    compare(mixture, module, 3, torch.float16)
+
+
 @torch.inference_mode()
 def test_many_tokens_unpack_some_experts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gates and ups of two experts are a slab; and downs of all."""

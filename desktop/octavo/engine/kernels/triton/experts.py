@@ -24,8 +24,9 @@ from octavo.engine.kernels.triton.tiled_gemm import scales_are_many
 from octavo.engine.kernels.triton.tiled_unpack import unpack_rows
 from octavo.engine.kernels.triton.tiles import TiledWeights
 
-_MAX_VECTOR_PICKS = 0.5
-"""Of an expert, on average; so few seldom share one, and each is computed by itself."""
+_MAX_VECTOR_PICKS = 0.25
+"""Of an expert, on average; so few seldom share one, and each is computed by itself. With twice as
+many that is as fast where they are spread evenly, and slower where they are not."""
 _MAX_TILED_PICKS, _MAX_SCALED_PICKS = 640, 200
 """Likewise; with more, matrices are unpacked: each is read and scaled once, not once a block of
 picks. The second where applying scales takes about as long as the products."""
