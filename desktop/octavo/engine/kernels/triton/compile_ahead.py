@@ -63,5 +63,5 @@ def compiling_only(device: torch.device) -> Iterator[None]:
                     yield
                 finally:
                     JITFunction.run = launch
-        except Exception as error:  # noqa: BLE001  (of the compiler, the linker, the driver)
+        except RuntimeError as error:
             logger.warning("Kernels could not be compiled ahead: %s", error)
