@@ -13,10 +13,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
-from octavo.cli.terminal import print_table
 from octavo.engine.config import EngineConfig
 from octavo.engine.request import GenerationRequest
 from octavo.engine.sampling_params import SamplingParams
@@ -36,6 +36,8 @@ _SPARE_ROOM = 1.25
 """Of the KV cache, over what the largest workload holds at a time."""
 _NUM_STREAMS, _STEPS_BEFORE = 8, 20
 """Streams that run before a long prompt comes."""
+_CASE_WIDTH, _MEASURED_WIDTH = 57, 12
+"""In characters, of the columns."""
 
 Prompt = list[int]
 
@@ -210,29 +212,35 @@ def dummy_bench(options: argparse.Namespace, paths: AppPaths) -> int:
         f" planned {format_bytes(report.plan.total_bytes)}"
     )
     if not options.json:
-        print(title)
+        print(title, flush=True)
     workloads = Workloads(
         engine, dummy_shapes()[options.dummy_weights].vocab_size, time.perf_counter
     )
-    figures = workloads.single_stream()
-    for size in options.batch_sizes:
-        figures += workloads.throughput(size)
+    measurements = [workloads.single_stream]
+    measurements += [partial(workloads.throughput, size) for size in options.batch_sizes]
     if options.long_workloads:
-        figures += workloads.long_prompt()
-        figures += workloads.long_prompt_beside_streams()
-        figures += workloads.shared_prefix()
+        measurements += [workloads.long_prompt, workloads.long_prompt_beside_streams]
+        measurements.append(workloads.shared_prefix)
+    figures: list[Figure] = []
+    if not options.json:
+        _print_cells("CASE", "MEASURED", "RUNS")
+    for measure in measurements:
+        found = measure()
+        figures += found
+        if not options.json:
+            # At once: it takes minutes, and what was measured stays if somebody ends it.
+            for one in found:
+                _print_figure(one)
     if options.json:
         print(json.dumps({"title": title, "figures": [asdict(one) for one in figures]}, indent=2))
-        return 0
-    print_table(
-        ("CASE", "MEASURED", "RUNS"),
-        [
-            (
-                one.case,
-                f"{one.value:,.4g} {one.unit}" if one.value < 1000 else f"{one.value:,.0f} tok/s",
-                " ".join(f"{run:.4g}" for run in one.runs),
-            )
-            for one in figures
-        ],
-    )
     return 0
+
+
+def _print_figure(figure: Figure) -> None:
+    value = f"{figure.value:,.4g}" if figure.value < 1000 else f"{figure.value:,.0f}"
+    runs = " ".join(f"{run:.4g}" for run in figure.runs)
+    _print_cells(figure.case, f"{value} {figure.unit}", runs)
+
+
+def _print_cells(case: str, measured: str, runs: str) -> None:
+    print(f"{case:<{_CASE_WIDTH}}  {measured:<{_MEASURED_WIDTH}}  {runs}", flush=True)
