@@ -188,7 +188,13 @@ def test_generate_answers_in_order(cli: Cli, tiny: Path) -> None:
     requests: list[object] = [
         {"prompt": "hello", "max_tokens": 9, "temperature": 0, "ignore_eos": True},
         {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "seed": 1},
-        {"prompt_token_ids": [1, 2, 3], "max_tokens": 2, "logprobs": 2, "prompt_logprobs": 0},
+        {
+            "prompt_token_ids": [1, 2, 3],
+            "max_tokens": 2,
+            "ignore_eos": True,
+            "logprobs": 2,
+            "prompt_logprobs": 0,
+        },
         {"prompt": "hello", "n": 2, "max_tokens": 2, "ignore_eos": True},
         {"prompt": "hello", "max_tokens": -1},
         {"prompt": "hello", "wrong": 1},

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.hub.counting_server import CountingServer
+
 CHUNK_BYTES = 8192
 
 
@@ -28,13 +30,14 @@ class Answer:
     """Other bytes than the file's."""
 
 
-class FileServer(ThreadingHTTPServer):
+class FileServer(CountingServer, ThreadingHTTPServer):
     """Serves `content`; the first requests get `answers`, all later ones the default."""
 
     daemon_threads = True
 
     def __init__(self, content: bytes, *answers: Answer) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        CountingServer.__init__(self)
+        ThreadingHTTPServer.__init__(self, ("127.0.0.1", 0), _Handler)
         self.content = content
         self.tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
         self.answers = list(answers)
@@ -42,7 +45,6 @@ class FileServer(ThreadingHTTPServer):
         """Between two chunks: a slow line."""
         self.ranges: list[str] = []
         """The Range header of each request."""
-        self.num_bytes_sent = 0
         self.arrived: Callable[[], int] | None = None
         """Counts what the client has written: the server keeps `window_bytes` ahead at most."""
         self.window_bytes = CHUNK_BYTES
@@ -89,8 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             if answer.stall_after is not None and offset >= answer.stall_after:
                 server.ended.wait(30)
                 return
-            self.wfile.write(chunk)
-            server.num_bytes_sent += len(chunk)
+            server.send(self.wfile, chunk)
             if server.pause_s:
                 time.sleep(server.pause_s)
 

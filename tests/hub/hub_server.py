@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.hub.counting_server import CountingServer
 from tests.hub.file_server import wait_for_client
 
 COMMIT = "a" * 39 + "1"
@@ -61,10 +62,11 @@ class Fault:
     """Another version's etag, whose content is the file's."""
 
 
-class HubServer:
+class HubServer(CountingServer):
     """The hub and, under another origin, the store with the bytes, as the real one has it."""
 
     def __init__(self, repos: dict[str, Repo], *faults: Fault) -> None:
+        super().__init__()
         self.repos = repos
         self.faults = list(faults)
         """For the first requests for bytes; all later ones are answered well."""
@@ -75,7 +77,6 @@ class HubServer:
         """Between two chunks: a slow line."""
         self.answer_pause_s = 0.0
         """Before each answer of the hub itself: somebody waits."""
-        self.num_bytes_sent = 0
         self.chunk_bytes = CHUNK_BYTES
         self.send_buffer_bytes = 0
         """What the system may hold back of what is sent; 0: as much as it likes."""
@@ -202,8 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
             if hub.arrived is not None:
                 wait_for_client(hub.arrived, written + offset - start - hub.window_bytes)
             chunk = content[offset : min(offset + hub.chunk_bytes, end)]
-            self.wfile.write(chunk)
-            hub.num_bytes_sent += len(chunk)
+            hub.send(self.wfile, chunk)
             if hub.pause_s:
                 time.sleep(hub.pause_s)
 
