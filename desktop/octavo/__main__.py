@@ -5,9 +5,11 @@ import sys
 
 def main() -> int:
     """Runs the command line; no verb opens the window."""
-    from octavo.cli.main import run
+    from octavo.cli.main import leave_if_stuck, run
 
-    return run(sys.argv[1:])
+    status = run(sys.argv[1:])
+    leave_if_stuck(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -308,3 +310,40 @@ def test_why_no_window(tmp_path: Path) -> None:
         server.listen()
         environment = {"WAYLAND_DISPLAY": "wayland-9", "XDG_RUNTIME_DIR": str(tmp_path)}
         assert why_no_window(environment, "linux") is None
+
+
+STUCK_ENGINE = """
+import asyncio, sys, threading
+import torch
+from octavo.cli.main import leave_if_stuck
+from octavo.engine.thread import EngineThread
+from octavo.jobs import JobControl
+
+torch.set_num_threads(1)
+begun = threading.Event()
+
+def make(control):
+    matrix = torch.randn(400, 400)
+    begun.set()
+    while True:
+        matrix @ matrix
+
+async def main():
+    thread = EngineThread(make)
+    loading = asyncio.create_task(thread.load(JobControl()))
+    await asyncio.to_thread(begun.wait)
+    print("came back:", await thread.close(timeout_s=0.1))
+    loading.cancel()
+
+asyncio.run(main())
+print("said before it left", end="")
+leave_if_stuck(3)
+sys.exit(4)
+"""
+
+
+def test_an_engine_that_does_not_come_back_aborts_nothing() -> None:
+    command = [sys.executable, "-c", STUCK_ENGINE]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (3, "")
+    assert ended.stdout == "came back: False\nsaid before it left"

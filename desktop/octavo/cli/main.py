@@ -4,8 +4,12 @@ Options and help texts are in `cli.parsers`.
 """
 
 import argparse
+import contextlib
 import importlib
+import logging
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from octavo.cli.parsers import make_parser
@@ -35,6 +39,23 @@ def run(arguments: Sequence[str]) -> int:
         # The reader (`| head`) has left: silence is what it wants.
         sys.stderr.close()
         return EXIT_FAILED
+
+
+def leave_if_stuck(status: int) -> None:
+    """Ends the process at once if an engine was asked to end and has not come back.
+
+    It is in the middle of a kernel; an interpreter that closes meanwhile is aborted.
+    """
+    if threading.active_count() == 1:
+        return
+    from octavo.engine.thread import ENGINE_THREAD
+
+    if any(thread.name == ENGINE_THREAD for thread in threading.enumerate()):
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # the reader has left, or it is closed
+                stream.flush()
+        os._exit(status)
 
 
 def split_opened(arguments: Sequence[str]) -> tuple[list[str], str]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ENGINE_THREAD = "octavo-engine"
+"""Name of the threads that step engines."""
+
 _T = TypeVar("_T")
 
 
@@ -102,7 +105,7 @@ class EngineThread:
         self._is_open = False
         self._stats = EngineStats()
         # Daemon: a kernel that never returns must not keep the app from closing.
-        self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=ENGINE_THREAD, daemon=True)
         self._upgrading: threading.Thread | None = None
         self._control = JobControl()
         self._on_report: Callable[[LoadReport], None] = lambda _report: None

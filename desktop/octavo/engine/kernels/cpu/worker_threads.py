@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,15 +81,15 @@ class WorkerThreads:
         self._shared = _Shared(num_threads, scratch_bytes)
         self._control = np.uint64(self._shared.control.ctypes.data)
         self._scratch = np.uint64(self._shared.scratch[0].ctypes.data)
-        self._threads = [
+        threads = [
             threading.Thread(
                 target=_work, args=(self._shared, number), name=f"octavo-cpu-{number}", daemon=True
             )
             for number in range(1, num_threads)
         ]
-        for thread in self._threads:
+        for thread in threads:
             thread.start()
-        self._finalizer: Callable[[], Any] = weakref.finalize(self, self._shared.close)
+        self._finalizer: Callable[[], Any] = weakref.finalize(self, _end, self._shared, threads)
 
     def start(self, operations: int, num_operations: int, step: int, keeps: Any = None) -> int:
         """Lets the other threads begin with a program, after those started before.
@@ -129,8 +129,14 @@ class WorkerThreads:
     def close(self) -> None:
         """Ends the threads and waits for them."""
         self._finalizer()
-        for thread in self._threads:
-            thread.join()
+
+
+def _end(shared: _Shared, threads: Sequence[threading.Thread]) -> None:
+    """Also when they are collected, and at exit: a thread that comes back from a kernel while the
+    interpreter closes would abort the process."""
+    shared.close()
+    for thread in threads:
+        thread.join()
 
 
 def _work(shared: _Shared, number: int) -> None:
