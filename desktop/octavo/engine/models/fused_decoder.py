@@ -109,8 +109,9 @@ class FusedDecoder:
             self._take_layer(model.model.layers[index], index, make)  # type: ignore[arg-type]
             for index in range(config.num_layers)
         ]
+        # The last of each kind, so the last of all is among them: it computes what is wanted alone.
         kinds = {layer.kind: index for index, layer in enumerate(self._layers)}
-        self._one_of_each = frozenset(kinds.values()) | {config.num_layers - 1}
+        self._one_of_each = frozenset(kinds.values())
         self._is_brief = False
         self._final_norm = model.model.norm.weight
         head = model.lm_head

@@ -43,8 +43,8 @@ class _Compilers(ThreadPoolExecutor):
 def compiling_only(device: torch.device) -> Iterator[None]:
     """This thread's launches compile their kernels and do nothing else; ends when all are compiled.
 
-    What kernels would have written stays as it is. Nothing that goes wrong here counts: a kernel
-    that is not ready is compiled when it is launched, and fails there if it has to.
+    What kernels would have written stays as it is. A kernel that is not ready when this ends is
+    compiled when it is launched, and fails there if it has to.
 
     Args:
         device: a CUDA device, on which the kernels are to run.

@@ -221,15 +221,7 @@ class TiledExperts:
             in_float32=norm.in_float32,
             overlap=self._overlap,
         )
-        activated = multiply_picked_tiled(
-            normed,
-            self._gate_ups,
-            picks,
-            self._num_experts,
-            gated=True,
-            activation=self._activation,
-            overlap=self._overlap,
-        )
+        activated = self._activate_alone(normed, picks)
         add_picked_tiled(
             activated,
             self._downs,
@@ -241,8 +233,9 @@ class TiledExperts:
             overlap=self._overlap,
         )
 
-    def _multiply_alone(self, rows: torch.Tensor, picks: Picks) -> torch.Tensor:
-        activated = multiply_picked_tiled(
+    def _activate_alone(self, rows: torch.Tensor, picks: Picks) -> torch.Tensor:
+        """[num_tokens, hidden_size] to [num_tokens * num_picks, intermediate_size]."""
+        return multiply_picked_tiled(
             rows,
             self._gate_ups,
             picks,
@@ -251,6 +244,9 @@ class TiledExperts:
             activation=self._activation,
             overlap=self._overlap,
         )
+
+    def _multiply_alone(self, rows: torch.Tensor, picks: Picks) -> torch.Tensor:
+        activated = self._activate_alone(rows, picks)
         return multiply_picked_tiled(
             activated, self._downs, picks, self._num_experts, gated=False, overlap=self._overlap
         )

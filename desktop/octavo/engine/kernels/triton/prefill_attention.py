@@ -190,8 +190,8 @@ def _attend_tile(
 
     first_position = context_len - query_len + start
     end = tl.minimum(first_position + TOKENS, context_len)
+    # All rows see all keys from `whole_begin` to `whole_end`, and some of those around.
     begin = 0
-    # Between these, all rows see all keys.
     whole_begin = 0
     whole_end = (first_position + 1) // BLOCK_N * BLOCK_N
     if WINDOW > 0:
@@ -199,24 +199,15 @@ def _attend_tile(
         whole_begin = tl.maximum(first_position + TOKENS - WINDOW, begin)
         whole_begin = tl.minimum((whole_begin + BLOCK_N - 1) // BLOCK_N * BLOCK_N, end)
         whole_end = tl.maximum(whole_end, whole_begin)
-        for key_start in tl.range(begin, whole_begin, BLOCK_N, num_stages=STAGES):
+    for stretch in tl.static_range(0 if WINDOW > 0 else 1, 3):
+        first = begin if stretch == 0 else whole_begin if stretch == 1 else whole_end
+        last = whole_begin if stretch == 0 else whole_end if stretch == 1 else end
+        for key_start in tl.range(first, last, BLOCK_N, num_stages=STAGES):
             maximum, weight_sum, sums = _attend_keys(
                 own, maximum, weight_sum, sums, keys, values, key_scales, value_scales, table,
                 kv_head, positions, key_start, end, scale, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE,
-                WINDOW, SOFTCAP, KIND, BLOCK_N, BLOCK_D, True,
+                WINDOW, SOFTCAP, KIND, BLOCK_N, BLOCK_D, stretch != 1,
             )  # fmt: skip
-    for key_start in tl.range(whole_begin, whole_end, BLOCK_N, num_stages=STAGES):
-        maximum, weight_sum, sums = _attend_keys(
-            own, maximum, weight_sum, sums, keys, values, key_scales, value_scales, table,
-            kv_head, positions, key_start, end, scale, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE,
-            WINDOW, SOFTCAP, KIND, BLOCK_N, BLOCK_D, False,
-        )  # fmt: skip
-    for key_start in tl.range(whole_end, end, BLOCK_N, num_stages=STAGES):
-        maximum, weight_sum, sums = _attend_keys(
-            own, maximum, weight_sum, sums, keys, values, key_scales, value_scales, table,
-            kv_head, positions, key_start, end, scale, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE,
-            WINDOW, SOFTCAP, KIND, BLOCK_N, BLOCK_D, True,
-        )  # fmt: skip
 
     sums = sums / tl.maximum(weight_sum, 1e-30)[:, None]
     place = (row * NUM_HEADS + heads)[:, None] * HEAD_DIM + channels[None, :]
