@@ -1,5 +1,7 @@
 """How much of a prompt a step takes while others' answers are streamed."""
 
+import pytest
+
 from octavo.engine.prompt_pace import (
     STREAMED_CPU_STEP_S,
     STREAMED_STEP_S,
@@ -84,6 +86,26 @@ def test_a_crowd_that_waits_is_served_in_large_steps() -> None:
     assert large == [1024, 1024]
     assert engine.scheduler.num_waiting == 6
     assert engine.step().num_tokens < 300
+    engine.run()
+    engine.check_done()
+
+
+@pytest.mark.parametrize(("num_streams", "is_crowd"), [(72, True), (73, False)])
+def test_a_crowd_is_an_eighth_of_the_streams_that_would_wait_for_it(
+    num_streams: int, is_crowd: bool
+) -> None:
+    engine = FakeEngine(
+        num_blocks=4000, max_num_batched_tokens=1024, max_model_len=4000, max_num_seqs=100
+    )
+    for _ in range(num_streams):
+        engine.add([1], max_tokens=20)
+    engine.step()
+    assert engine.scheduler.num_running == num_streams
+    engine.scheduler.pace.note(1000, 1000 * STREAMED_STEP_S / 200)
+    for index in range(9):
+        engine.add([index + 1, *range(500, 900)], max_tokens=5)
+    num_tokens = engine.step().num_tokens
+    assert num_tokens == 1024 if is_crowd else num_tokens < 300
     engine.run()
     engine.check_done()
 

@@ -181,7 +181,8 @@ class CudaExecutor:
         self._warm_up_prompts(plan, [fresh])
         self._warm_up_prompts(plan, [fresh, going_on])
         self._warm_up_prompts(plan, [decode] + [fresh] * (_MANY_TOKENS // plan.block_size))
-        self._warm_up_prompts(plan, [decode] * (self._max_num_seqs - 1) + [fresh])
+        for num_decodes in self._attention.distinct_decodes(self._max_num_seqs - 1):
+            self._warm_up_prompts(plan, [decode] * num_decodes + [fresh])
 
     def _warm_up_prompts(self, plan: MemoryPlan, items: Sequence[tuple[int, int]]) -> None:
         """Computes a step, on blocks that nobody has yet; or not, if there are too few.

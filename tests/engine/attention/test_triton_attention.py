@@ -11,6 +11,11 @@ from tests.support.triton_device import DEVICE, DTYPES, cases, tolerance
 from octavo.engine.attention.base import AttentionMetadata, AttentionRule, LayerCache  # isort: skip
 from octavo.engine.attention.torch_attention import TorchAttention  # isort: skip
 from octavo.engine.attention.triton_attention import TritonAttention  # isort: skip
+from octavo.engine.kernels.triton.attention_tiling import (  # isort: skip
+    AttentionTiling,
+    AttentionTilings,
+    TunedTiling,
+)
 from octavo.engine.kernels.triton.decode_attention import DecodeShape, num_splits  # isort: skip
 from octavo.engine.kernels.triton.prefill_attention import plan_tiles  # isort: skip
 
@@ -149,3 +154,28 @@ def test_contexts_are_split_to_fill_the_card() -> None:
     assert num_splits(8, 8, 4096, 264) == 4
     assert num_splits(256, 8, 131_072, 264) == 1
     assert num_splits(0, 8, 4096, 264) == 16
+
+
+def test_some_numbers_of_decodes_launch_all_their_kernels() -> None:
+    """Of a table as cards have it: what is compiled for these is all there is."""
+    few, many = AttentionTiling(64, 2, 4, 2), AttentionTiling(32, 2, 2, 1)
+    tuned = [TunedTiling("", 16, 8, few), TunedTiling("", 16, 64, many)]
+    backend = TritonAttention(
+        DecodeShape(4, 2, 16, 16),
+        torch.float32,
+        torch.device("cpu"),
+        max_model_len=256,
+        tilings=AttentionTilings(tuned),
+    )
+
+    def launch(num_seqs: int) -> tuple[AttentionTiling, int]:
+        scratch = backend.make_scratch(num_seqs)
+        return scratch.tiling, scratch.splits
+
+    numbers = backend.distinct_decodes(100)
+    assert numbers == [1, 2, 3, 5, 9]
+    launches = [launch(number) for number in numbers]
+    assert launches == [(few, 8), (few, 4), (few, 2), (few, 1), (many, 1)]
+    assert {launch(number) for number in range(1, 101)} == set(launches)
+    assert backend.distinct_decodes(3) == [1, 2, 3]
+    assert backend.distinct_decodes(0) == []

@@ -18,7 +18,7 @@ from octavo.engine.attention.base import (
     WindowTables,
 )
 from octavo.engine.attention.kv_types import store_heads
-from octavo.engine.kernels.triton.attention_tiling import AttentionTilings
+from octavo.engine.kernels.triton.attention_tiling import AttentionTiling, AttentionTilings
 from octavo.engine.kernels.triton.decode_attention import (
     DecodeShape,
     SplitScratch,
@@ -118,14 +118,22 @@ class TritonAttention:
 
     def make_scratch(self, num_seqs: int) -> SplitScratch:
         """Room for the parts of a decode step."""
-        tiling = self._tilings.find(num_seqs)
-        splits = num_splits(
-            num_seqs,
-            self.shape.num_kv_heads,
-            self._max_model_len,
-            tiling.programs * self._num_processors,
-        )
+        tiling, splits = self._launch(num_seqs)
         return SplitScratch(num_seqs, self.shape, splits, self.device, tiling)
+
+    def distinct_decodes(self, most: int) -> list[int]:
+        """Numbers of sequences, up to so many, that between them launch every kernel of decodes."""
+        launches: dict[tuple[AttentionTiling, int], int] = {}
+        for num_seqs in range(1, most + 1):
+            launches.setdefault(self._launch(num_seqs), num_seqs)
+        return list(launches.values())
+
+    def _launch(self, num_seqs: int) -> tuple[AttentionTiling, int]:
+        """The tiling of a decode step, and into how many stretches it cuts contexts."""
+        tiling = self._tilings.find(num_seqs)
+        num_programs = tiling.programs * self._num_processors
+        num_heads = self.shape.num_kv_heads
+        return tiling, num_splits(num_seqs, num_heads, self._max_model_len, num_programs)
 
     def _prefill(self, metadata: AttentionMetadata) -> _Prefill | None:
         num_decode = metadata.num_decode
