@@ -85,6 +85,10 @@ class TiledWeight(PackedWeight):
         return self.matrix.num_rows, self.matrix.num_columns
 
     @property
+    def device(self) -> torch.device:
+        return self.matrix.tiles.device
+
+    @property
     def num_bytes(self) -> int:
         return self.matrix.tiles.nbytes
 

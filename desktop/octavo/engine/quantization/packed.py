@@ -6,7 +6,6 @@ numbers; `PackedLinear` is what model folders store, in one of the formats of `S
 """
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
@@ -18,7 +17,7 @@ from octavo.checkpoint.gguf import BLOCK_LAYOUT, GGMLType
 from octavo.engine.quantization.gguf import (
     LARGEST_FACTOR,
     SCALE_OFFSETS,
-    SLAB_ELEMENTS,
+    slab_elements,
     unpack_blocks_into,
 )
 from octavo.engine.quantization.stored_linear import StoredLinear
@@ -41,6 +40,10 @@ class PackedWeight(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int]: ...
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
 
     @property
     @abstractmethod
@@ -72,7 +75,7 @@ class PackedWeight(ABC):
         """Whether all values are, once they are unpacked to a type."""
         return self.is_surely_finite(dtype) or all(
             bool(torch.sum(self.unpack_rows(start, stop, dtype), dtype=torch.float32).isfinite())
-            for start, stop in self.slabs(SLAB_ELEMENTS)
+            for start, stop in self.slabs(slab_elements(self.device))
         )
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
@@ -102,6 +105,10 @@ class PackedBlocks(PackedWeight):
         return num_rows, row_bytes // block_bytes * block_elements
 
     @property
+    def device(self) -> torch.device:
+        return self.blocks.device
+
+    @property
     def num_bytes(self) -> int:
         return self.blocks.nbytes
 
@@ -125,16 +132,12 @@ class PackedBlocks(PackedWeight):
         offsets = SCALE_OFFSETS.get(self.ggml_type)
         if offsets is None:
             return False
-        largest = 0.0
-        for start, stop in self.slabs(SLAB_ELEMENTS):
-            blocks = self.blocks[start:stop].view(-1, BLOCK_LAYOUT[self.ggml_type][1])
-            for offset in offsets:
-                scales = blocks[:, offset : offset + 2].contiguous().view(torch.float16)
-                slab_largest = float(scales.abs().max())
-                if not math.isfinite(slab_largest):
-                    return False
-                largest = max(largest, slab_largest)
-        return largest * LARGEST_FACTOR <= torch.finfo(dtype).max
+        # All blocks at once: a card is asked, and waited for, once a matrix and not once a slab.
+        blocks = self.blocks.view(-1, BLOCK_LAYOUT[self.ggml_type][1])
+        parts = [blocks[:, offset : offset + 2] for offset in offsets]
+        scales = torch.stack(parts).view(torch.float16)
+        # A NaN compares false.
+        return float(scales.abs().max()) * LARGEST_FACTOR <= torch.finfo(dtype).max
 
     def _unpack(self, blocks: Tensor, dtype: torch.dtype) -> Tensor:
         if PLAIN_DTYPES.get(self.ggml_type) is dtype:
@@ -166,9 +169,13 @@ class PackedLinear(PackedWeight):
         return self.last - self.first, self.stored_shape[1]
 
     @property
+    def device(self) -> torch.device:
+        return next(_tensors(self.stored)).device
+
+    @property
     def num_bytes(self) -> int:
         num_rows = self.stored_shape[0]
-        total = sum(value.nbytes for value in _values(self.stored) if isinstance(value, Tensor))
+        total = sum(tensor.nbytes for tensor in _tensors(self.stored))
         return total * self.last // num_rows - total * self.first // num_rows
 
     @property
@@ -210,6 +217,11 @@ class PackedLinear(PackedWeight):
         if not rows:
             return torch.empty(0, self.shape[1], dtype=dtype, device=indices.device)
         return torch.cat([rows[row] for row in wanted])
+
+
+def _tensors(stored: StoredLinear) -> Iterator[Tensor]:
+    """Those among `_values`."""
+    return (value for value in _values(stored) if isinstance(value, Tensor))
 
 
 def _values(stored: object) -> Iterator[object]:
