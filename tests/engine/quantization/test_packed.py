@@ -88,15 +88,17 @@ def test_scales_bound_the_values(ggml_type: GGMLType) -> None:
     assert out.abs().max() <= LARGEST_FACTOR
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(
     "ggml_type", [*SCALE_OFFSETS, *PLAIN_DTYPES, GGMLType.MXFP4], ids=lambda kind: kind.name
 )
-def test_one_value_that_is_not_finite_is_found(ggml_type: GGMLType) -> None:
+def test_one_value_that_is_not_finite_is_found(ggml_type: GGMLType, device: str) -> None:
     elements, _ = BLOCK_LAYOUT[ggml_type]
     raw = torch.from_numpy(random_blocks(ggml_type, 24))
     if elements == 1:
         raw.fill_(1)
-    weight = PackedBlocks(raw.view(12, -1), ggml_type)
+    weight = PackedBlocks(raw.view(12, -1).to(device), ggml_type)
+    assert weight.device.type == device
     assert weight.is_finite(torch.float32)
     for offset in SCALE_OFFSETS.get(ggml_type, (0,)):
         for bad in (float("inf"), float("nan")):
@@ -108,7 +110,7 @@ def test_one_value_that_is_not_finite_is_found(ggml_type: GGMLType) -> None:
                 dtype = PLAIN_DTYPES.get(ggml_type, torch.float16)
                 value = torch.tensor([bad], dtype=dtype).view(torch.uint8)
                 changed[17, offset : offset + len(value)] = value
-            spoilt = PackedBlocks(changed.view(12, -1), ggml_type)
+            spoilt = PackedBlocks(changed.view(12, -1).to(device), ggml_type)
             assert not spoilt.is_finite(torch.float32)
 
 
@@ -127,6 +129,7 @@ def test_values_too_large_for_float16_are_found() -> None:
 @KIND
 def test_scales_prove_most_folders_finite(kind: QuantizedKind) -> None:
     weight = packed_linear(kind, 64, 96)
+    assert weight.device.type == "cpu"
     assert weight.is_finite(torch.float16)
     is_float = "float" in kind.name or "fp8" in kind.name
     assert weight.is_surely_finite(torch.float32) != is_float
