@@ -90,8 +90,8 @@ def test_a_crowd_that_waits_is_served_in_large_steps() -> None:
     engine.check_done()
 
 
-@pytest.mark.parametrize(("num_streams", "is_crowd"), [(72, True), (73, False)])
-def test_a_crowd_is_an_eighth_of_the_streams_that_would_wait_for_it(
+@pytest.mark.parametrize(("num_streams", "is_crowd"), [(36, True), (37, False)])
+def test_a_crowd_is_a_quarter_of_the_streams_that_would_wait_for_it(
     num_streams: int, is_crowd: bool
 ) -> None:
     engine = FakeEngine(

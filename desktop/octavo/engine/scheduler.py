@@ -10,7 +10,7 @@ from octavo.engine.sequence import ScheduledBatch, ScheduledSequence, Sequence, 
 from octavo.errors import InvalidRequestError, PromptTooLongError
 
 _CROWD = 8
-"""When more sequences wait than this, and an eighth as many as run, streams wait for them."""
+"""When more sequences wait than this, and a quarter as many as run, streams wait for them."""
 
 
 class Scheduler:
@@ -208,7 +208,7 @@ class Scheduler:
     def _step_budget(self, num_decodes: int, num_context_tokens: int) -> int:
         """As `PromptPace.step_budget`, unless a crowd waits, whom large steps serve soonest."""
         num_waiting = self.num_waiting
-        if num_waiting > _CROWD and num_waiting * 8 >= num_decodes:
+        if num_waiting > _CROWD and num_waiting * 4 >= num_decodes:
             num_decodes = 0
         return self.pace.step_budget(num_decodes, num_context_tokens)
 
