@@ -16,16 +16,11 @@ from octavo.engine.quantization.gguf_small import SMALL_UNPACKERS
 
 SLAB_ELEMENTS = 1 << 18
 """Values unpacked at a time: their float32 form stays in a core's cache."""
-_DEVICE_SLAB_ELEMENTS = 1 << 24
+DEVICE_SLAB_ELEMENTS = 1 << 24
 """The same on an accelerator, where few large steps are faster."""
 
 _NONLINEAR_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """What the 4-bit numbers of IQ4_NL and IQ4_XS stand for."""
-
-
-def slab_elements(device: torch.device) -> int:
-    """How many values are unpacked at a time on a device."""
-    return SLAB_ELEMENTS if device.type == "cpu" else _DEVICE_SLAB_ELEMENTS
 
 
 def dequantize(
@@ -85,7 +80,8 @@ def _unpack_slabs(out: Tensor, raw: Tensor, ggml_type: GGMLType) -> Iterator[Ten
     values = out.view(-1, block_elements)
     blocks = raw.view(-1, block_bytes)
     assert len(values) == len(blocks), "raw has as many blocks as out"
-    slab_blocks = max(1, slab_elements(out.device) // block_elements)
+    slab_elements = SLAB_ELEMENTS if out.device.type == "cpu" else DEVICE_SLAB_ELEMENTS
+    slab_blocks = max(1, slab_elements // block_elements)
     scratch = None
     if out.dtype != torch.float32:
         size = (min(slab_blocks, len(blocks)), block_elements)

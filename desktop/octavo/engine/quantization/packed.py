@@ -17,7 +17,7 @@ from octavo.checkpoint.gguf import BLOCK_LAYOUT, GGMLType
 from octavo.engine.quantization.gguf import (
     LARGEST_FACTOR,
     SCALE_OFFSETS,
-    slab_elements,
+    SLAB_ELEMENTS,
     unpack_blocks_into,
 )
 from octavo.engine.quantization.stored_linear import StoredLinear
@@ -29,6 +29,9 @@ PLAIN_DTYPES = {
 }
 """Types of blocks that are plain numbers."""
 
+_DEVICE_SLAB_ELEMENTS = 1 << 22
+"""Values that are looked at together on a card, which waits after each time: some tens of megabytes
+for each thread that reads."""
 _LARGEST_FP4 = 6.0
 _LARGEST_INTEGER = 512.0
 """Above the magnitude of every integer less its zero point."""
@@ -73,9 +76,10 @@ class PackedWeight(ABC):
 
     def is_finite(self, dtype: torch.dtype) -> bool:
         """Whether all values are, once they are unpacked to a type."""
+        num_elements = SLAB_ELEMENTS if self.device.type == "cpu" else _DEVICE_SLAB_ELEMENTS
         return self.is_surely_finite(dtype) or all(
             bool(torch.sum(self.unpack_rows(start, stop, dtype), dtype=torch.float32).isfinite())
-            for start, stop in self.slabs(slab_elements(self.device))
+            for start, stop in self.slabs(num_elements)
         )
 
     def unpack(self, dtype: torch.dtype) -> Tensor:
