@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from tests.support.triton_device import DEVICE
 # Kernels are defined when they are imported, so what comes first decides where they run.
 from octavo.engine.batch import PersistentBatch  # isort: skip
 from octavo.engine.cuda_executor import CudaExecutor  # isort: skip
+from octavo.engine.executor import Draws  # isort: skip
 from octavo.engine.model_config import MoEConfig  # isort: skip
 from octavo.engine.models.decoder import Decoder  # isort: skip
 from octavo.engine.sequence import ScheduledBatch, ScheduledSequence  # isort: skip
@@ -38,8 +40,8 @@ STEPS = [
 """Tokens to compute and all tokens of each sequence."""
 
 
-def run(executor: CudaExecutor, items: Sequence[tuple[int, int]]) -> None:
-    """One step, not as a graph."""
+def run(executor: CudaExecutor, items: Sequence[tuple[int, int]], vocab_size: int) -> None:
+    """One step, not as a graph; its tokens are chosen in every way."""
     batch = PersistentBatch(MAX_NUM_SEQS, 1024, BLOCK_SIZE)
     scheduled, next_block = [], 1
     for index, (num_tokens, context) in enumerate(items):
@@ -48,7 +50,23 @@ def run(executor: CudaExecutor, items: Sequence[tuple[int, int]]) -> None:
         sequence.block_tables = [list(range(next_block, next_block + num_blocks))]
         next_block += num_blocks
         scheduled.append(ScheduledSequence(sequence, context - num_tokens, num_tokens))
-    executor.forward_sampled(batch.prepare(ScheduledBatch(tuple(scheduled))))
+    hidden = executor.forward_sampled(batch.prepare(ScheduledBatch(tuple(scheduled))))
+    for draws in all_draws(len(hidden), vocab_size):
+        assert len(executor.choose(hidden, draws).token_ids()) == len(items)
+
+
+def all_draws(num_rows: int, vocab_size: int) -> list[Draws]:
+    """Greedy, drawn at a temperature, and with something left out of the draw."""
+    greedy = Draws([0.0] * num_rows, [0] * num_rows)
+    drawn = dataclasses.replace(greedy, temperatures=[0.8] * num_rows)
+    truncated = dataclasses.replace(
+        drawn, top_ks=[20] * num_rows, top_ps=[0.9] * num_rows, min_ps=[0.05] * num_rows
+    )
+    even_tokens = np.full(-(-vocab_size // 32), 0x55555555, dtype=np.int32)
+    return [greedy, drawn, truncated] + [
+        dataclasses.replace(one, masks=[1] * num_rows, new_masks={1: even_tokens})
+        for one in (greedy, drawn, truncated)
+    ]
 
 
 @pytest.mark.gpu
@@ -84,6 +102,6 @@ def test_nothing_is_compiled_in_use(
 
     monkeypatch.setattr(knobs.runtime, "jit_post_compile_hook", note)
     for items in STEPS:
-        run(executor, items)
+        run(executor, items, config.vocab_size)
     torch.cuda.synchronize(DEVICE)
     assert compiled == []

@@ -1,6 +1,7 @@
 """`CudaExecutor`: a decoder on an NVIDIA card, by Triton kernels and CUDA graphs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -181,8 +182,10 @@ class CudaExecutor:
         self._warm_up_prompts(plan, [fresh])
         self._warm_up_prompts(plan, [fresh, going_on])
         self._warm_up_prompts(plan, [decode] + [fresh] * (_MANY_TOKENS // plan.block_size))
-        for num_decodes in self._attention.distinct_decodes(self._max_num_seqs - 1):
-            self._warm_up_prompts(plan, [decode] * num_decodes + [fresh])
+        with self._fused.one_layer_of_each_kind():
+            for num_decodes in self._attention.distinct_decodes(self._max_num_seqs - 1):
+                self._warm_up_prompts(plan, [decode] * num_decodes + [fresh])
+        self._warm_up_restricted_draws()
 
     def _warm_up_prompts(self, plan: MemoryPlan, items: Sequence[tuple[int, int]]) -> None:
         """Computes a step, on blocks that nobody has yet; or not, if there are too few.
@@ -206,6 +209,17 @@ class CudaExecutor:
         hidden = self.forward_sampled(batch.prepare(ScheduledBatch(tuple(scheduled))))
         nothing = [0] * len(items)
         self.choose(hidden, Draws([0.0] * len(items), nothing)).token_ids()
+
+    def _warm_up_restricted_draws(self) -> None:
+        """Chooses a token with top-k and its like, with a mask, and with both.
+
+        At temperature 0 nothing is searched for: what the weights are not yet, logits are not.
+        """
+        size = 1, self._config.hidden_size
+        hidden = torch.zeros(size, dtype=self._dtype, device=self._device)
+        truncated = Draws([0.0], [0], top_ks=[0], top_ps=[1.0], min_ps=[0.0])
+        for draws in (truncated, Draws([0.0], [0], masks=[0]), replace(truncated, masks=[0])):
+            self.choose(hidden, draws).token_ids()
 
     def _rotations(self, positions: torch.Tensor) -> list[HeadRotation]:
         rotations = []

@@ -93,7 +93,6 @@ class DecodeGraphs:
         self._attention = attention
         self._windows = tuple(windows)
         self._device = device = attention.device
-        self._max_num_seqs = max_num_seqs
         num_groups = len(self._windows)
         rotary_halves = [len(rule.frequencies) for rule in fused.rotation_rules]
 
@@ -116,8 +115,10 @@ class DecodeGraphs:
         # By the rows of `PersistentBatch`.
         self._tables = zeros(num_groups, max_num_seqs, max_blocks, dtype=torch.int32)
         self._is_greedy = True
-        # Of `Draws`, a row each; made when first asked for. The first lets every token come.
-        self._mask_words: torch.Tensor | None = None
+        # Of `Draws`, a row each. The first lets every token come.
+        num_words = -(-config.vocab_size // MASK_BITS)
+        shape = 1 + max_num_seqs, num_words
+        self._mask_words = torch.full(shape, -1, dtype=torch.int32, device=device)
         is_cuda = device.type == "cuda"
         self._host_packed = [
             torch.zeros(len(self._packed), dtype=torch.int32, pin_memory=is_cuda)
@@ -284,10 +285,6 @@ class DecodeGraphs:
         truncation = Truncation(top_ks, top_ps, min_ps) if draws.top_ks else None
         if not draws.masks:
             return truncation, None
-        if self._mask_words is None:
-            num_words = -(-self._config.vocab_size // MASK_BITS)
-            shape = 1 + self._max_num_seqs, num_words
-            self._mask_words = torch.full(shape, -1, dtype=torch.int32, device=self._device)
         if draws.new_masks:
             numbers = np.array(list(draws.new_masks), dtype=np.int64)
             places, words = stage([numbers, np.stack(list(draws.new_masks.values()))], self._device)

@@ -177,11 +177,11 @@ class FusedDecoder:
     @contextmanager
     def one_layer_of_each_kind(self) -> Iterator[None]:
         """`run` leaves out the others: for whoever wants kernels to be compiled, and no result."""
-        self._is_brief = True
+        was_brief, self._is_brief = self._is_brief, True
         try:
             yield
         finally:
-            self._is_brief = False
+            self._is_brief = was_brief
 
     def warm_up_products(self, most_rows: int) -> None:
         """Multiplies padding in every power of two of rows: it goes by these which kernels do it.

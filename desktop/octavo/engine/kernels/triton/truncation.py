@@ -243,12 +243,15 @@ def find_edges(rows: LogitRows, temperatures: torch.Tensor, truncation: Truncati
         truncation: of each row.
     """
     num_rows, num_parts = len(rows.logits), rows.num_parts
-    device = rows.logits.device
-    part_maxima, part_minima, part_masses = torch.empty(
-        3, num_rows, num_parts, dtype=torch.float32, device=device
-    ).unbind()
-    edges = Edges(*torch.empty(2, num_rows, dtype=torch.float32, device=device).unbind())
-    candidates = torch.empty(num_rows, rows.vocab_size, dtype=torch.float32, device=device)
+
+    def scratch(*shape: int) -> torch.Tensor:
+        # Each by itself: slices of one would begin elsewhere for other numbers of rows, and kernels
+        # are compiled anew for that.
+        return torch.empty(shape, dtype=torch.float32, device=rows.logits.device)
+
+    part_maxima, part_minima, part_masses = (scratch(num_rows, num_parts) for _ in range(3))
+    edges = Edges(scratch(num_rows), scratch(num_rows))
+    candidates = scratch(num_rows, rows.vocab_size)
     _survey[(num_parts, num_rows)](
         rows.logits,
         rows.words,
