@@ -64,6 +64,9 @@ def test_errors_of_the_http_layer_have_the_same_shape(served: Served) -> None:
     for status, response in responses.items():
         assert response.status_code == status
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    error = responses[400].json()["error"]
+    assert error["message"].startswith("The body is no JSON: at character 2, ")
+    assert (error["code"], error["param"]) == ("invalid_json", None)
     missing = httpx.post(url, json={"max_tokens": 3})
     assert missing.json()["error"]["param"] == "prompt"
     prompts: list[object] = [[], ["a", 1], [[]], ""]

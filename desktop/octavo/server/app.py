@@ -224,6 +224,10 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            reason, character = first["ctx"]["error"], first["loc"][-1] + 1
+            message = f"The body is no JSON: at character {character}, {reason}."
+            return JSONResponse(plain_error_body(400, message, "invalid_json"), 400)
         # A field that may be several types is named by its place without the type's name.
         place = [str(part) for part in first["loc"] if part != "body"]
         param = ".".join(place) or None
